@@ -1,0 +1,149 @@
+"""The values that flow between the stages, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple, TypeAlias
+
+Partition: TypeAlias = tuple[str, int]
+"""A topic's name and a partition's number."""
+
+CALL_TYPES = ("identify", "group", "page", "track")
+"""Segment's calls that streamer makes."""
+
+
+class Reason(StrEnum):
+    """Why a record, or a call, became a dead letter. The set is closed: it labels metrics and dead letters."""
+
+    EMPTY = "empty"  # a tombstone, or a value of nothing but white space
+    NOT_JSON = "not_json"
+    NOT_AN_OBJECT = "not_an_object"
+    NO_IDENTITY = "no_identity"
+    NO_EVENT_TYPE = "no_event_type"
+    BAD_TIMESTAMP = "bad_timestamp"
+    CALLBACK_FAILED = "callback_failed"
+    INVALID_CALL = "invalid_call"  # Segment would answer 200 and throw it away
+    CALL_TOO_LARGE = "call_too_large"
+    REFUSED = "refused"  # Segment refused the call when it stood alone in a request
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A record that can't become calls.
+
+    Attributes:
+        reason: one of the closed set.
+        detail: one sentence for a person: what is wrong and where in the record.
+    """
+
+    reason: Reason
+    detail: str
+
+
+class Contribution:
+    """What one record says of a profile: its identify call, or one of its group calls, before merging.
+
+    Attributes:
+        type: `identify` or `group`.
+        profile: what Segment lays traits over: the userId, else the anonymousId; for a group call that and the groupId
+            as a tuple. Calls of one profile must arrive in order.
+        pair: userId and anonymousId (either may be None). Only calls of the same pair merge: Segment needs each pair.
+        call: the call as a dict in its order of keys. `messageId` and `traits` stand in it at their places and are
+            filled in by `render`; traits that are empty have no place.
+        traits: the traits, empty if there are none.
+        traits_json: the traits as JSON, `b"{}"` if there are none.
+        id: the contribution's own id: the same for the same record, whatever it is merged with.
+    """
+
+    __slots__ = ("call", "id", "pair", "profile", "traits", "traits_json", "type")
+
+    def __init__(
+        self,
+        type: str,  # noqa: A002 - Segment's own word
+        profile: str | tuple[str, str],
+        pair: tuple[str | None, str | None],
+        call: dict[str, Any],
+        traits: dict[str, Any],
+        traits_json: bytes,
+        id: str,  # noqa: A002 - Segment's own word
+    ) -> None:
+        self.type = type
+        self.profile = profile
+        self.pair = pair
+        self.call = call
+        self.traits = traits
+        self.traits_json = traits_json
+        self.id = id
+
+
+class Formatted(NamedTuple):
+    """The calls of one record, on the fast path.
+
+    Attributes:
+        contributions: its identify call and its group calls, in order.
+        type: `page` or `track`: the type of the main call.
+        main: the main call, serialised.
+    """
+
+    contributions: tuple[Contribution, ...]
+    type: str
+    main: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Segment accepted the request.
+
+    Attributes:
+        status: the HTTP status.
+    """
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The same request may succeed later.
+
+    Attributes:
+        reason: `rate_limited`, `timeout`, `connect` or `server_error`: a label of the metrics.
+        detail: what was seen, for a person.
+        status: the HTTP status, None if there was no answer.
+        after_seconds: what Retry-After said, capped; None if it said nothing.
+    """
+
+    reason: str
+    detail: str
+    status: int | None = None
+    after_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Segment refuses something in the request: 400, 413 or 422.
+
+    Attributes:
+        status: the HTTP status.
+        detail: what Segment said.
+    """
+
+    status: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Misconfigured:
+    """No request to this destination can succeed until a person mends something.
+
+    Attributes:
+        status: the HTTP status.
+        detail: what Segment said and what to look at.
+    """
+
+    status: int
+    detail: str
+
+
+Outcome: TypeAlias = Delivered | Retry | Refused | Misconfigured
+"""What came of one attempt at a request."""
