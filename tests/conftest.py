@@ -1,0 +1,96 @@
+"""What every test may ask for: programs that must be installed, and the order of the run."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+from typing import Protocol
+
+import pytest
+
+REQUIRE_ALL = "STREAMER_REQUIRE_ALL"
+"""Set to 1 (as `.ci/run` does), a test that lacks a program fails instead of being skipped."""
+
+PACKAGES = {
+    "java": "default-jre-headless",
+    "mvn": "maven",
+    "node": "nodejs",
+    "npm": "npm",
+    "promtool": "prometheus",
+}
+"""Debian's package for each program that a test may need."""
+
+OLDEST_JAVA = 17
+"""Apache Kafka 4 brokers run on Java 17 and newer (Kafka's upgrade notes)."""
+
+_missing: dict[str, set[str]] = {}  # a program to the tests that were skipped for want of it
+
+
+class Require(Protocol):
+    """The fixture `require`: skips the test unless these programs are installed."""
+
+    def __call__(self, *programs: str) -> None:
+        """Skips the test, or fails it under `STREAMER_REQUIRE_ALL=1`, if a program is missing.
+
+        Args:
+            programs: commands that must be on the PATH, such as `"java", "mvn"`.
+        """
+
+
+@functools.cache
+def _lacks(program: str) -> bool:
+    if shutil.which(program) is None:
+        return True
+    if program != "java":
+        return False
+    answer = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False)
+    version = re.search(r'version "(\d+)', answer.stderr)
+    return version is None or int(version[1]) < OLDEST_JAVA
+
+
+def _how_to_install(programs: set[str]) -> str:
+    packages = sorted(PACKAGES.get(program, program) for program in programs)
+    return f"apt-get install {' '.join(packages)}"
+
+
+@pytest.fixture(scope="session")
+def require() -> Require:
+    """A callable that skips the test unless the named programs are installed."""
+
+    def require(*programs: str) -> None:
+        lacking = {program for program in programs if _lacks(program)}
+        if not lacking:
+            return
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+        for program in lacking:
+            _missing.setdefault(program, set()).add(test)
+        needed = " and ".join(
+            f"{program} {OLDEST_JAVA}+" if program == "java" else program
+            for program in sorted(lacking)
+        )
+        message = f"needs {needed}: {_how_to_install(lacking)}"
+        if os.environ.get(REQUIRE_ALL) == "1":
+            pytest.fail(f"{REQUIRE_ALL}=1, but this test {message}", pytrace=False)
+        pytest.skip(message)
+
+    return require
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs the whole-pipeline tests last: a broken unit should show before they start."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says in one loud line what wasn't tested, and what to install so that it is."""
+    if _missing:
+        tests = set().union(*_missing.values())
+        terminalreporter.write_line(
+            f"NOT TESTED: {len(tests)} tests need {', '.join(sorted(_missing))}. "
+            f"Install with: {_how_to_install(set(_missing))}",
+            red=True,
+            bold=True,
+        )
