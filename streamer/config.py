@@ -1,0 +1,1006 @@
+"""Every setting of streamer: read, laid one over another, and validated once.
+
+A TOML file, then environment variables, then flags, each over the one before. What comes out is a
+frozen `Config` whose values are plain seconds and bytes, which knows where each value came from,
+and which can't show a secret. All that is wrong in one load is said in one `ConfigError`, a line
+each.
+
+Why the layers aren't pydantic-settings sources: those read the process's environment only, ignore a
+variable whose name is misspelt, and forget where a value came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import ssl
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from streamer.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "STREAMER_"
+WRITE_KEY_VARIABLE = "SEGMENT_API_WRITE_KEY"
+"""The write key's variable, as Segment's PHP integration and SDKs have it."""
+
+# One Segment call may have 32,000 bytes; a batch adds its envelope to it.
+SMALLEST_BATCH_BYTES = 33_000
+# Segment's limit of 500 KB for a body, in decimal kilobytes to be safe.
+LARGEST_BATCH_BYTES = 500_000
+# Segment throws a batch of more calls away and answers 200.
+LARGEST_BATCH_CALLS = 2_500
+# What one fetch brings of one partition: aiokafka's max_partition_fetch_bytes.
+CHUNK_BYTES = 1024 * 1024
+
+_ENDPOINTS = {
+    "us": "https://api.segment.io/v1/batch",
+    "eu": "https://events.eu1.segmentapis.com/v1/batch",
+}
+_CALL_TYPES = ("identify", "group", "page", "track")
+
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SIZE_UNITS = {
+    "b": 1,
+    "kb": 1000,
+    "mb": 1000**2,
+    "gb": 1000**3,
+    "kib": 1024,
+    "mib": 1024**2,
+    "gib": 1024**3,
+}
+
+
+class _ProblemsError(ValueError):
+    """What is wrong with settings that are each right by themselves.
+
+    Attributes:
+        problems: pairs of a dotted key below the section and a sentence.
+    """
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(sentence for _, sentence in problems))
+        self.problems = problems
+
+
+# --- one kind of value each: what people write, to what the code uses -----------------------------
+
+
+def parse_duration(value: object) -> float:
+    """Read a duration as people write it.
+
+    Args:
+        value: a number and a unit: `"250ms"`, `"1s"`, `"1.5s"`, `"10m"`, `"6h"`.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        ValueError: it isn't one; the text says what is allowed.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError(  # noqa: TRY004 - pydantic collects ValueErrors
+            f'a duration needs a unit, in quotes: "{value}s" for seconds, "{value}ms" for thousandths'
+        )
+    match = (
+        re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", value.strip())
+        if isinstance(value, str)
+        else None
+    )
+    if match is None:
+        raise ValueError(
+            'must be a duration: a number and ms, s, m or h, such as "250ms", "1.5s" or "10m"'
+        )
+    # Rounded to whole microseconds, so that "250ms" is 0.25 and not what binary fractions make of
+    # it.
+    return round(float(match[1]) * _DURATION_UNITS[match[2]], 6)
+
+
+def parse_size(value: object) -> int:
+    """Read a size as people write it.
+
+    Args:
+        value: bytes as a whole number, or with a unit: `475_000`, `"32MB"` (decimal), `"1MiB"`
+            (binary).
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ValueError: it isn't one; the text says what is allowed.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    text = value.strip().lower() if isinstance(value, str) else ""
+    match = re.fullmatch(r"([\d_]*\d[\d_]*(?:\.\d+)?)\s*([kmg]?i?b)?", text, re.ASCII)
+    if match is None or (match[2] or "b") not in _SIZE_UNITS:
+        raise ValueError(
+            'must be a size: bytes as a whole number, or such as "475kB", "32MB" or "1MiB"'
+        )
+    size = float(match[1].replace("_", "")) * _SIZE_UNITS[match[2] or "b"]
+    if not size.is_integer():
+        raise ValueError("must be a whole number of bytes")
+    return int(size)
+
+
+def duration_text(seconds: float) -> str:
+    """Write seconds as `parse_duration` reads them, in the largest unit that needs no fraction."""
+    for unit in ("h", "m", "s"):
+        count = seconds / _DURATION_UNITS[unit]
+        if seconds and count.is_integer():
+            return f"{count:.0f}{unit}"
+    return f"{seconds * 1000:g}ms" if seconds else "0s"
+
+
+def size_text(size: int) -> str:
+    """Write bytes as `parse_size` reads them, in the largest unit that needs no fraction."""
+    for unit, name in ((1024**3, "GiB"), (1000**3, "GB"), (1024**2, "MiB"), (1000**2, "MB")):
+        if size and size % unit == 0:
+            return f"{size // unit}{name}"
+    return f"{size:_}"
+
+
+def _duration(least: str, most: str) -> BeforeValidator:
+    low, high = parse_duration(least), parse_duration(most)
+
+    def validate(value: object) -> float:
+        seconds = parse_duration(value)
+        if not low <= seconds <= high:
+            raise ValueError(f"must be from {least} to {most}")
+        return seconds
+
+    return BeforeValidator(validate)
+
+
+def _size(least: int, most: int | None) -> BeforeValidator:
+    def validate(value: object) -> int:
+        size = parse_size(value)
+        if size < least or (most is not None and size > most):
+            limit = f"at least {least:_}" if most is None else f"from {least:_} to {most:_}"
+            raise ValueError(f"must be {limit} bytes")
+        return size
+
+    return BeforeValidator(validate)
+
+
+def _whole(least: int, most: int) -> BeforeValidator:
+    def validate(value: object) -> int:
+        if isinstance(value, str) and re.fullmatch(r"\d[\d_]{0,20}", value.strip(), re.ASCII):
+            value = int(value.strip().replace("_", ""))
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}")
+        return value
+
+    return BeforeValidator(validate)
+
+
+def _choice(*allowed: str) -> BeforeValidator:
+    def validate(value: object) -> str:
+        if isinstance(value, str):
+            for choice in allowed:
+                if value.strip().lower() == choice.lower():
+                    return choice
+        raise ValueError("must be " + " or ".join(json.dumps(choice) for choice in allowed))
+
+    return BeforeValidator(validate)
+
+
+def _is_boolean(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    known = {"true": True, "1": True, "false": False, "0": False}  # as environments say it
+    if isinstance(value, str) and value.strip().lower() in known:
+        return known[value.strip().lower()]
+    raise ValueError("must be true or false")
+
+
+def _is_text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("must be text in quotes, and not empty")
+    return value.strip()
+
+
+def _is_secret(value: object) -> SecretStr:
+    if isinstance(value, SecretStr):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be text in quotes")  # noqa: TRY004 - pydantic collects ValueErrors
+    return SecretStr(value)
+
+
+def _is_write_key(value: object) -> SecretStr:
+    # Keys mounted from secrets often end in a newline. An empty one is left for `require_write_key`
+    # to say.
+    key = _is_secret(value).get_secret_value().strip()
+    if not re.fullmatch(
+        r"[!-9;-~]*", key
+    ):  # printable ASCII but the colon, which ends a user name in HTTP Basic
+        raise ValueError("must be printable ASCII without spaces and colons, as Segment shows it")
+    return SecretStr(key)
+
+
+def _is_readable_file(value: object) -> Path:
+    path = Path(_is_text(os.fspath(value) if isinstance(value, os.PathLike) else value))
+    if not path.exists():
+        raise ValueError("no such file")
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise ValueError("must be a file that streamer may read")
+    return path
+
+
+def _is_path(value: object) -> Path:
+    return Path(_is_text(os.fspath(value) if isinstance(value, os.PathLike) else value))
+
+
+def _is_topic(value: object) -> str:
+    # Kafka's rule: org.apache.kafka.common.internals.Topic. A consumer that subscribes to a name
+    # that breaks it hangs.
+    topic = _is_text(value)
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", topic) or topic in {".", ".."}:
+        raise ValueError("must be a topic name: 1 to 249 of the characters A-Z a-z 0-9 . _ -")
+    return topic
+
+
+def _listed(value: object, what: str) -> list[str]:
+    """A list of texts; from an environment variable it is one text with commas."""
+    items = value.split(",") if isinstance(value, str) else value
+    if (
+        not isinstance(items, list | tuple)
+        or not items
+        or not all(isinstance(item, str) for item in items)
+    ):
+        raise ValueError(f"must be {what}")
+    return [item.strip() for item in items]
+
+
+def _is_topics(value: object) -> tuple[str, ...]:
+    if value == ():  # what `KafkaSettings` puts in place of the default beside a pattern
+        return ()
+    topics = tuple(
+        _is_topic(topic) for topic in _listed(value, 'a list of topic names, such as ["events"]')
+    )
+    if len(set(topics)) < len(topics):
+        raise ValueError("names a topic twice")
+    return topics
+
+
+def _is_servers(value: object) -> tuple[str, ...]:
+    rule = 'host:port, or several in a list or with commas between: "kafka-1:9092,kafka-2:9092"'
+    servers = _listed(value, rule)
+    for server in servers:
+        match = re.fullmatch(r"(?:[^\s:/\[\],@]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", server, re.ASCII)
+        if match is None or not 0 < int(match[1]) < 65536:
+            raise ValueError(f"must be {rule}")
+    return tuple(servers)
+
+
+def _is_pattern(value: object) -> str:
+    text = _is_text(value)
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"must be a regular expression: {error}") from None
+    return text
+
+
+def _is_endpoint(value: object) -> str:
+    url = _is_text(value)
+    rule = "must be a whole URL without user or fragment, such as https://host/v1/batch"
+    try:
+        parts = urlsplit(url)
+        valid = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        raise ValueError(rule) from None
+    if (
+        not valid
+        or parts.scheme not in {"http", "https"}
+        or parts.fragment
+        or "@" in parts.netloc
+        or re.search(r"[^!-~]", url)
+    ):
+        raise ValueError(rule)
+    return url
+
+
+def _from_json(value: object) -> object:
+    """A tree from an environment variable is JSON; from a file it is a tree already."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("must be a table in the file, or JSON in the environment") from None
+
+
+def _is_mapping(value: object) -> dict[str, dict[str, Any]]:
+    trees = _from_json(value)
+    if not isinstance(trees, dict):
+        raise ValueError("must be a table of a table for each call type")  # noqa: TRY004 - as above
+    problems = []
+    for call_type, tree in trees.items():
+        if call_type not in _CALL_TYPES:
+            problems.append(
+                (call_type, _unknown(f"transform.mapping.{call_type}", _mapping_keys()))
+            )
+        elif not isinstance(tree, dict):
+            problems.append((call_type, "must be a table: a mapping tree"))
+    if problems:
+        raise _ProblemsError(problems)
+    return trees
+
+
+Boolean = Annotated[bool, BeforeValidator(_is_boolean)]
+Text = Annotated[str, BeforeValidator(_is_text)]
+Topic = Annotated[str, BeforeValidator(_is_topic)]
+ReadableFile = Annotated[Path, BeforeValidator(_is_readable_file)]
+Secret = Annotated[SecretStr, BeforeValidator(_is_secret)]
+
+
+# --- the settings ---------------------------------------------------------------------------------
+
+
+class _Section(BaseModel):
+    # Secrets in a wrong place must not come back in an error's text, nor pydantic's words in ours.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class KafkaSettings(_Section):
+    """`[kafka]`: where records come from.
+
+    Attributes:
+        bootstrap_servers: host:port of the brokers to ask first.
+        topics: the topics to read; empty if `topic_pattern` is set.
+        topic_pattern: reads every topic whose name this regular expression matches from its start.
+        group_id: the consumer group; its members share the partitions.
+        auto_offset_reset: where a group without a committed offset starts: `earliest` or `latest`.
+        session_timeout: seconds without a heartbeat after which the group goes on without this
+            member.
+        security_protocol: `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`.
+        sasl_mechanism: `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`, with a SASL protocol.
+        sasl_username: the user, for any mechanism.
+        sasl_password: the user's password.
+        ssl_cafile: PEM file of the certificates to trust; without it those of the system.
+        ssl_certfile: PEM file of the client's own certificate.
+        ssl_keyfile: PEM file of its private key, unless `ssl_certfile` has that too.
+    """
+
+    bootstrap_servers: Annotated[tuple[str, ...], BeforeValidator(_is_servers)] = (
+        "localhost:9092",
+    )
+    topics: Annotated[tuple[str, ...], BeforeValidator(_is_topics)] = ("analytics-events",)
+    topic_pattern: Annotated[str, BeforeValidator(_is_pattern)] | None = None
+    group_id: Text = "streamer"
+    auto_offset_reset: Annotated[str, _choice("earliest", "latest")] = "earliest"
+    # What brokers allow by default: group.min.session.timeout.ms and group.max.session.timeout.ms.
+    session_timeout: Annotated[float, _duration("6s", "30m")] = 45.0
+    security_protocol: Annotated[str, _choice("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")] = (
+        "PLAINTEXT"
+    )
+    sasl_mechanism: Annotated[str, _choice("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")] | None = None
+    sasl_username: Text | None = None
+    sasl_password: Secret | None = None
+    ssl_cafile: ReadableFile | None = None
+    ssl_certfile: ReadableFile | None = None
+    ssl_keyfile: ReadableFile | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_pattern_replaces_the_default_topic(cls, data: object) -> object:
+        if (
+            isinstance(data, dict)
+            and data.get("topic_pattern") is not None
+            and "topics" not in data
+        ):
+            return {**data, "topics": ()}
+        return data
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        problems = []
+        if self.topics and self.topic_pattern:
+            problems.append(
+                ("topics", "topics and topic_pattern are both set; exactly one of them is allowed")
+            )
+        sasl = self.security_protocol.startswith("SASL")
+        for key in ("sasl_mechanism", "sasl_username", "sasl_password"):
+            if sasl and not _given(getattr(self, key)):
+                problems.append(
+                    (key, f'must be set: security_protocol is "{self.security_protocol}"')
+                )
+            elif not sasl and getattr(self, key) is not None:
+                problems.append(
+                    (
+                        key,
+                        'has no effect without security_protocol = "SASL_SSL" or "SASL_PLAINTEXT"',
+                    ),
+                )
+        if not self.security_protocol.endswith("SSL"):
+            problems += [
+                (key, 'has no effect without security_protocol = "SSL" or "SASL_SSL"')
+                for key in ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
+                if getattr(self, key) is not None
+            ]
+        elif self.ssl_keyfile and not self.ssl_certfile:
+            problems.append(("ssl_keyfile", "has no effect without ssl_certfile"))
+        if problems:
+            raise _ProblemsError(problems)
+        return self
+
+    def consumes(self, topic: str) -> bool:
+        """Tell whether records of `topic` would be read."""
+        # As aiokafka does it: match, not fullmatch.
+        return topic in self.topics or bool(
+            self.topic_pattern and re.match(self.topic_pattern, topic)
+        )
+
+    def connection(self) -> dict[str, Any]:
+        """How any aiokafka client reaches these brokers, as its arguments, password in the clear.
+
+        Raises:
+            ConfigError: a certificate or key can't be used.
+        """
+        options: dict[str, Any] = {
+            "bootstrap_servers": list(self.bootstrap_servers),
+            "security_protocol": self.security_protocol,
+        }
+        if self.security_protocol.endswith("SSL"):
+            options["ssl_context"] = self._ssl_context()
+        if self.security_protocol.startswith("SASL"):
+            options["sasl_mechanism"] = self.sasl_mechanism
+            options["sasl_plain_username"] = self.sasl_username
+            options["sasl_plain_password"] = (
+                self.sasl_password.get_secret_value() if self.sasl_password else None
+            )
+        return options
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=self.ssl_cafile)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"kafka.ssl_cafile = {_shown(self.ssl_cafile)}: holds no usable PEM certificates:"
+                f" {error}"
+            ) from None
+        if self.ssl_certfile:
+            try:
+                # The password says: fail instead of asking on the terminal for an encrypted key's.
+                context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password="")
+            except (OSError, ssl.SSLError) as error:
+                raise ConfigError(
+                    f"kafka.ssl_certfile = {_shown(self.ssl_certfile)}: must be a PEM certificate, with"
+                    f" its unencrypted private key there or in kafka.ssl_keyfile: {error}"
+                ) from None
+        return context
+
+
+class SegmentSettings(_Section):
+    """`[segment]`: where calls go.
+
+    Attributes:
+        enabled: false makes `streamer run` stop at once, with status 0.
+        write_key: the source's write key; also from the variable `SEGMENT_API_WRITE_KEY`.
+        region: `us` or `eu`.
+        endpoint: the whole URL to post batches to, in place of the region's.
+        gzip: whether bodies are compressed.
+        timeout: seconds that one request may take.
+    """
+
+    enabled: Boolean = True
+    write_key: Annotated[SecretStr, BeforeValidator(_is_write_key)] | None = None
+    region: Annotated[str, _choice("us", "eu")] = "us"
+    endpoint: Annotated[str, BeforeValidator(_is_endpoint)] | None = None
+    gzip: Boolean = True
+    timeout: Annotated[float, _duration("100ms", "10m")] = 15.0
+
+    @property
+    def url(self) -> str:
+        """The URL in effect."""
+        return self.endpoint or _ENDPOINTS[self.region]
+
+
+class TransformSettings(_Section):
+    """`[transform]`: what becomes of an event.
+
+    Attributes:
+        mapping: call type to the tree that is laid over its default mapping, deep. The trees'
+            grammar is checked where they are compiled.
+    """
+
+    mapping: Annotated[dict[str, dict[str, Any]], BeforeValidator(_is_mapping)] = {}
+
+
+class GroupMap(_Section):
+    """`[[groups]]`: one group call for each record that has a value at `field`.
+
+    Attributes:
+        field: the path of the groupId.
+        traits: the mapping of the group's traits.
+        each: whether a list at `field` makes a call for each of its elements.
+    """
+
+    field: Text
+    traits: Any = None
+    each: Boolean = False
+
+
+class AggregateSettings(_Section):
+    """`[aggregate]`: which calls of one profile are merged while they wait.
+
+    Attributes:
+        identify: whether identify calls are.
+        group: whether group calls are.
+    """
+
+    identify: Boolean = True
+    group: Boolean = True
+
+
+class FlushSettings(_Section):
+    """`[flush]`: when a batch closes, and how many requests run.
+
+    Attributes:
+        interval: seconds after which the oldest call's batch closes.
+        max_calls: calls in a batch.
+        max_bytes: bytes of a batch's body, before compression.
+        concurrency: requests in flight at most.
+        max_requests_per_second: requests started a second at most.
+        memory_budget: bytes that one process holds at most, of records, calls and bodies together.
+    """
+
+    interval: Annotated[float, _duration("100ms", "24h")] = 1.0
+    max_calls: Annotated[int, _whole(1, LARGEST_BATCH_CALLS)] = LARGEST_BATCH_CALLS
+    max_bytes: Annotated[int, _size(SMALLEST_BATCH_BYTES, LARGEST_BATCH_BYTES)] = 475_000
+    concurrency: Annotated[int, _whole(1, 256)] = 8
+    max_requests_per_second: Annotated[int, _whole(1, 100_000)] = 1000
+    memory_budget: Annotated[int, _size(1, None)] = 32_000_000
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        least = 4 * (self.max_bytes + CHUNK_BYTES)
+        if self.memory_budget < least:
+            sentence = (
+                f"must be at least {least:_} bytes: four times max_bytes ({self.max_bytes:_}) and a"
+                f" chunk of records ({CHUNK_BYTES:_})"
+            )
+            raise _ProblemsError([("memory_budget", sentence)])
+        return self
+
+
+class DeadLetterSettings(_Section):
+    """`[dead_letter]`: where goes what can't be delivered. Exactly one of the two is set.
+
+    Attributes:
+        topic: a Kafka topic; by default the first topic's name and `.dead-letter`.
+        file: an NDJSON file.
+    """
+
+    topic: Topic | None = None
+    file: Annotated[Path, BeforeValidator(_is_path)] | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.topic and self.file:
+            raise _ProblemsError(
+                [("topic", "topic and file are both set; exactly one of them is allowed")]
+            )
+        return self
+
+
+class ServerSettings(_Section):
+    """`[server]`: where `/metrics`, `/healthz` and `/readyz` answer.
+
+    Attributes:
+        host: the address to listen on.
+        port: the port; 0 takes any that is free.
+    """
+
+    host: Text = "127.0.0.1"
+    port: Annotated[int, _whole(0, 65535)] = 9464
+
+
+def _is_groups(value: object) -> object:
+    groups = _from_json(value)
+    if not isinstance(groups, list | tuple):
+        raise ValueError("must be tables [[groups]], each with a field")  # noqa: TRY004 - as above
+    return groups
+
+
+class Config(_Section):
+    """All settings in effect. `load_config` makes it.
+
+    Attributes:
+        shutdown_timeout: seconds that a clean stop waits for what is under way.
+    """
+
+    shutdown_timeout: Annotated[float, _duration("0s", "1h")] = 25.0
+    kafka: KafkaSettings = KafkaSettings()
+    segment: SegmentSettings = SegmentSettings()
+    transform: TransformSettings = TransformSettings()
+    groups: Annotated[tuple[GroupMap, ...], BeforeValidator(_is_groups)] = ()
+    aggregate: AggregateSettings = AggregateSettings()
+    flush: FlushSettings = FlushSettings()
+    dead_letter: DeadLetterSettings = DeadLetterSettings()
+    server: ServerSettings = ServerSettings()
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _file: str | None = PrivateAttr(default=None)
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Dotted key of every setting to its source: `default`, the file, a variable or a flag."""
+        return {key: self._origins.get(key, "default") for key in SETTINGS}
+
+    @property
+    def file(self) -> str | None:
+        """The file that was read, as it was named."""
+        return self._file
+
+    @model_validator(mode="after")
+    def _has_a_dead_letter_topic(self) -> Self:
+        topic = self.dead_letter.topic
+        if topic is None and self.dead_letter.file is None:
+            if not self.kafka.topics:
+                raise _ProblemsError(
+                    [
+                        (
+                            "dead_letter.topic",
+                            "must be set (or dead_letter.file) beside kafka.topic_pattern",
+                        )
+                    ]
+                )
+            topic = f"{self.kafka.topics[0]}.dead-letter"
+            try:
+                dead_letter = DeadLetterSettings(topic=topic)
+            except ValidationError:
+                raise _ProblemsError(
+                    [
+                        (
+                            "dead_letter.topic",
+                            f"must be set: {_shown(topic)} is too long for a topic's name",
+                        )
+                    ]
+                ) from None
+            # The default hangs on another section. Only here, before anyone has seen the object, it
+            # is still open.
+            object.__setattr__(self, "dead_letter", dead_letter)
+        if topic is not None and self.kafka.consumes(topic):
+            source = (
+                "kafka.topic_pattern matches it"
+                if self.kafka.topic_pattern
+                else "kafka.topics has it"
+            )
+            raise _ProblemsError(
+                [
+                    (
+                        "dead_letter.topic",
+                        f"{topic} is itself consumed ({source}): dead letters would go in circles",
+                    )
+                ]
+            )
+        return self
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def _settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _settings(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+SETTINGS: tuple[str, ...] = tuple(key for key, _ in _settings(Config))
+"""The dotted key of every setting, in the order of the sections."""
+
+_SECRETS = frozenset(
+    key for key, field in _settings(Config) if "SecretStr" in str(field.annotation)
+)
+_DURATIONS = frozenset(key for key, field in _settings(Config) if field.annotation is float)
+_SIZES = frozenset({"flush.max_bytes", "flush.memory_budget"})
+_VARIABLES = {ENVIRONMENT_PREFIX + key.replace(".", "__").upper(): key for key in SETTINGS}
+
+
+def load_config(
+    path: Path | None,
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Config:
+    """Read every setting: the file, the environment over it, the flags over both.
+
+    Args:
+        path: the TOML file, None for none.
+        overrides: dotted key to value, as flags give them; a value of None is a flag that wasn't
+            given. A flag is named after the last part of its key: `server.port` is `--port`.
+        environ: the variables: `STREAMER_FLUSH__INTERVAL` is `flush.interval`. Lists are written
+            with commas, trees as JSON. An empty variable counts as not set.
+
+    Returns:
+        The settings in effect.
+
+    Raises:
+        ConfigError: the file can't be read, or settings are wrong: a line for each of them. What
+            the settings of a section say together is looked at once each is right by itself.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[tuple[str, ...], str] = {}
+    if path is not None:
+        _lay(merged, _read(path), str(path), origins)
+    variables, problems = _from_environment(environ)
+    for variable, key, value in variables:
+        _lay(merged, _nested(key, value), variable, origins)
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            flag = "--" + key.rpartition(".")[2].replace("_", "-")
+            _lay(merged, _nested(key, value), flag, origins)
+    try:
+        config = Config.model_validate(merged)
+    except ValidationError as error:
+        problems += _explain(error, origins, merged, path)
+    if problems:
+        # Outside of the handler: pydantic's error holds what was given, and must not hang on ours.
+        raise ConfigError("\n".join(problems))
+    config._origins.update({key: _origin(tuple(key.split(".")), origins) for key in SETTINGS})  # noqa: SLF001 - ours
+    config._file = None if path is None else str(path)  # noqa: SLF001 - the same
+    return config
+
+
+def require_write_key(config: Config) -> str:
+    """The write key in the clear, for who sends to Segment.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    key = config.segment.write_key
+    if key is None or not key.get_secret_value():
+        file = config.file or "a file given with --config"
+        raise ConfigError(
+            f"no Segment write key: set segment.write_key in {file}, or {WRITE_KEY_VARIABLE}"
+        )
+    return key.get_secret_value()
+
+
+class Effective(NamedTuple):
+    """One setting as a person reads it.
+
+    Attributes:
+        key: its dotted key.
+        value: its value as it could be written in the file; a secret's says only whether it is set.
+        origin: where it came from.
+    """
+
+    key: str
+    value: str
+    origin: str
+
+
+def effective(config: Config) -> list[Effective]:
+    """Every setting in effect, in the order of the sections, secrets masked."""
+    rows = []
+    for key, origin in config.origins.items():
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if key in _SECRETS:
+            text = f"set, from {origin}" if _given(value) else "not set"
+        elif key in _DURATIONS:
+            text = duration_text(value)
+        elif key in _SIZES:
+            text = size_text(value)
+        elif key == "groups":
+            text = _plain([group.model_dump(exclude_defaults=True) for group in value])
+        else:
+            text = "not set" if value is None or value == () else _plain(value)
+        rows.append(Effective(key, text, origin))
+    return rows
+
+
+def _given(value: object) -> bool:
+    return bool(value.get_secret_value()) if isinstance(value, SecretStr) else value is not None
+
+
+def _plain(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: TOML is UTF-8, and the byte at {error.start} isn't") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        where = re.search(r"\(at (?:line (\d+), column (\d+)|end of document)\)", str(error))
+        line = int(where[1]) if where and where[1] else len(text.splitlines())
+        what = str(error).partition(" (at ")[0]
+    # Outside of the handler: the error holds the whole document, and with it the secrets.
+    raise ConfigError(f"{path}, line {line}: not valid TOML: {what}")
+
+
+def _from_environment(environ: Mapping[str, str]) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """The variables that are settings, as (variable, key, value); what is wrong with others."""
+    found, problems = [], []
+    if environ.get(WRITE_KEY_VARIABLE):
+        found.append((WRITE_KEY_VARIABLE, "segment.write_key", environ[WRITE_KEY_VARIABLE]))
+    collapsed = {variable.replace("__", "_"): variable for variable in _VARIABLES}
+    for variable, value in sorted(environ.items()):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or not value:
+            continue
+        if variable in _VARIABLES:
+            found.append((variable, _VARIABLES[variable], value))
+        elif "__" in variable:
+            near = _nearest(variable, list(_VARIABLES))
+            problems.append(
+                f"{variable}: unknown setting" + (f"; did you mean {near}?" if near else "")
+            )
+        elif variable in collapsed and not value.startswith("tcp://"):
+            # Kubernetes gives every container STREAMER_SERVICE_PORT and the like for a service
+            # named streamer, and STREAMER_SERVER_PORT=tcp://… for one named streamer-server; so
+            # other names without __ are no mistake.
+            problems.append(f"{variable}: unknown setting; did you mean {collapsed[variable]}?")
+    return found, problems
+
+
+def _nested(key: str, value: object) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value  # type: ignore[return-value]  # a key has at least one part, so it is a dict by now
+
+
+def _lay(
+    below: dict[str, Any],
+    above: Mapping[str, Any],
+    origin: str,
+    origins: dict[tuple[str, ...], str],
+    path: tuple[str, ...] = (),
+) -> None:
+    """Lay one source over the others, table by table, and note which source each value is from."""
+    for key, value in above.items():
+        here = (*path, key)
+        dotted = ".".join(here)
+        if isinstance(value, Mapping) and (
+            not path or any(name.startswith(dotted + ".") for name in SETTINGS)
+        ):
+            table = below.setdefault(key, {})
+            if isinstance(
+                table, dict
+            ):  # else the source below has no table there, which is said as its mistake
+                origins.setdefault(here, origin)
+                _lay(table, value, origin, origins, here)
+        else:
+            below[key] = value
+            origins[here] = origin
+
+
+def _origin(path: tuple[str, ...], origins: Mapping[tuple[str, ...], str]) -> str:
+    """The source of a setting; of what lies inside one, that one's."""
+    for end in range(len(path), 0, -1):
+        if path[:end] in origins and (end == len(path) or ".".join(path[:end]) in SETTINGS):
+            return origins[path[:end]]
+    return "default"
+
+
+def _explain(
+    error: ValidationError,
+    origins: Mapping[tuple[str, ...], str],
+    merged: Mapping[str, Any],
+    file: Path | None,
+) -> list[str]:
+    """Say in the project's own words what pydantic found, a line for each."""
+    lines = []
+    for found in error.errors(include_url=False):
+        path = tuple(str(part) for part in found["loc"])
+        cause = found.get("ctx", {}).get("error")
+        if isinstance(cause, _ProblemsError):
+            for below, sentence in cause.problems:
+                # A key of a mapping is free text; keys of settings have no quotes, so splitting at
+                # dots is right.
+                full = (
+                    (*path, below)
+                    if path == ("transform", "mapping")
+                    else (*path, *below.split("."))
+                )
+                lines.append(_line(full, sentence, origins, merged, file))
+            continue
+        if found["type"] == "extra_forbidden":
+            sentence = _unknown(_dotted(path), _keys_near(path))
+        elif found["type"] == "missing":
+            sentence = "must be set"
+        elif isinstance(cause, ValueError):
+            sentence = str(cause)
+        else:  # the sections' and group maps' own types are all that is left to pydantic
+            sentence = "must be a table" if found["type"].startswith("model") else found["msg"]
+        lines.append(_line(path, sentence, origins, merged, file))
+    return lines
+
+
+def _line(
+    path: tuple[str, ...],
+    sentence: str,
+    origins: Mapping[tuple[str, ...], str],
+    merged: Mapping[str, Any],
+    file: Path | None,
+) -> str:
+    origin = origins.get(path) or _origin(path, origins)
+    if origin == "default" and file is not None:
+        origin = str(file)  # what should have been set there
+    where = "" if origin == "default" else f"{origin}: "
+    key = _dotted(path)
+    value: Any = merged
+    for part in path:
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list | tuple) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            value = None
+            break
+    # Only the value of a setting that is known and no secret: a misspelt key, or a table, may hold
+    # one.
+    known = key in SETTINGS or path[0] == "groups"
+    hidden = key in _SECRETS or not known or sentence.startswith("unknown")
+    if hidden or value is None or "@" in str(value):  # a URL's user and password stand before an @
+        return f"{where}{key}: {sentence}"
+    return f"{where}{key} = {_shown(value)}: {sentence}"
+
+
+def _shown(value: object) -> str:
+    """A value on one line, cut where it gets long."""
+    text = _plain(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _dotted(path: tuple[str, ...]) -> str:
+    """A key as TOML would write it, on one line; group maps are counted from 0."""
+    return ".".join(
+        part if re.fullmatch(r"[\w-]+", part, re.ASCII) else json.dumps(part) for part in path
+    )
+
+
+def _keys_near(path: tuple[str, ...]) -> list[str]:
+    if path[0] == "groups" and len(path) > 1:
+        return [f"groups.{path[1]}.{name}" for name in GroupMap.model_fields]
+    return [*SETTINGS, *_mapping_keys()]
+
+
+def _mapping_keys() -> list[str]:
+    return [f"transform.mapping.{call_type}" for call_type in _CALL_TYPES]
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    section, _, name = key.rpartition(".")
+    elsewhere = [candidate for candidate in known if candidate.rpartition(".")[2] == name]
+    near = elsewhere[0] if elsewhere else _nearest(key, known)
+    if near:
+        hint = ", which stands above the first [section]" if "." not in near and section else ""
+        return f"unknown setting; did you mean {near}{hint}?"
+    siblings = [candidate for candidate in known if candidate.rpartition(".")[0] == section]
+    if section and siblings:
+        return f"unknown setting; there are {', '.join(siblings)}"
+    sections = sorted({candidate.partition(".")[0] for candidate in known})
+    return f"unknown setting; there are {', '.join(sections)}"
+
+
+def _nearest(key: str, known: list[str]) -> str | None:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    return close[0] if close else None
