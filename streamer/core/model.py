@@ -92,6 +92,35 @@ class Formatted(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record or a call that can't be delivered, with all that is needed to look at it and to send it again.
+
+    Attributes:
+        kind: `record`, with the record's value as it was, or `call`, with one call of it as Segment got it.
+        reason: one of the closed set.
+        detail: one sentence for a person.
+        topic, partition, offset: where its record stands.
+        timestamp_ms: the record's Kafka timestamp, None where there is none.
+        key: the record's key.
+        value: the record's value, or the call.
+        headers: the record's headers; a call has none.
+        tries: how many requests to Segment carried it.
+    """
+
+    kind: str
+    reason: Reason
+    detail: str
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    tries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Delivered:
     """Segment accepted the request.
 

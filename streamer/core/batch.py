@@ -1,0 +1,194 @@
+"""The calls of one request, cut on exact bytes.
+
+Per batch there are arrays instead of an object per call: the calls' bytes, and for each the type, the chunk and the
+number of its record there, and the record's Kafka timestamp. What needs more (a dead letter, an age) is index work.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streamer.core.model import CALL_TYPES
+
+if TYPE_CHECKING:
+    from streamer.core.aggregate import Profile
+    from streamer.core.offsets import Chunk
+
+_HEAD = b'{"batch":['
+_TAIL = b'],"sentAt":"%b"}'
+ENVELOPE_BYTES = len(_HEAD) + len(_TAIL % b"2026-01-01T00:00:00.000Z")
+"""What a body has besides its calls and the commas between them. `sentAt` always has this length."""
+
+MAIN_TYPES = (CALL_TYPES.index("page"), CALL_TYPES.index("track"))
+_FIRST_MAIN = min(MAIN_TYPES)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may hold.
+
+    Attributes:
+        max_calls: calls; Segment throws a batch of more than 2,500 away and answers 200.
+        max_bytes: bytes of the body before compression, envelope included; Segment refuses more than 500 KB.
+    """
+
+    max_calls: int = 2500
+    max_bytes: int = 475_000
+
+
+class Batch:
+    """The calls of one request: open while calls are added, then closed, then settled as a whole.
+
+    Args:
+        limits: what it may hold.
+
+    Attributes:
+        calls: each call, serialised.
+        types: each call's type, as its index in `CALL_TYPES`.
+        chunk_numbers: each call's chunk, as its index in `chunks`.
+        records: the number of each call's record in its chunk (of a merged call: of its last contribution).
+        timestamps: the record's Kafka timestamp in milliseconds for a page or track call, else -1.
+        chunks: the chunks that the batch holds, each once.
+        profiles: the profiles whose identify and group calls stand in it.
+        size: bytes of the body that `body` would make of all calls.
+        oldest: when the first of its records was read, in seconds of the event loop's clock.
+        read_sum: the sum of those times over its page and track calls.
+        trigger: why it was closed, None while it is open.
+        closed_at: when, in seconds.
+        tries: how many requests have carried it whole.
+        not_before: when it may be tried again, in seconds.
+    """
+
+    __slots__ = (
+        "_chunk_index", "calls", "chunk_numbers", "chunks", "closed_at", "limits", "not_before", "oldest", "profiles",
+        "read_sum", "records", "size", "timestamps", "tries", "trigger", "types",
+    )  # fmt: skip
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.calls: list[bytes] = []
+        self.types = bytearray()
+        self.chunk_numbers = array("l")
+        self.records = array("l")
+        self.timestamps = array("q")
+        self.chunks: list[Chunk] = []
+        self._chunk_index: dict[Chunk, int] = {}
+        self.profiles: list[Profile] = []
+        self.size = ENVELOPE_BYTES - 1  # the first call has no comma before it
+        self.oldest = float("inf")
+        self.read_sum = 0.0
+        self.trigger: str | None = None
+        self.closed_at = 0.0
+        self.tries = 0
+        self.not_before = 0.0
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def room(self, size: int) -> str | None:
+        """Say whether one more call of `size` bytes fits.
+
+        Returns:
+            None if it does, else which limit it would pass: `bytes` or `calls`.
+        """
+        if self.size + size + 1 > self.limits.max_bytes:
+            return "bytes"
+        if len(self.calls) >= self.limits.max_calls:
+            return "calls"
+        return None
+
+    def append(
+        self, call: bytes, kind: int, chunk: Chunk, record: int, timestamp: int, read_at: float
+    ) -> int:
+        """Add a call that fits; the batch holds its chunk from now on.
+
+        Args:
+            call: serialised.
+            kind: its type, as an index in `CALL_TYPES`.
+            chunk: the chunk of its record.
+            record: the number of its record there.
+            timestamp: the record's Kafka timestamp in milliseconds for a page or track call, else -1.
+            read_at: when the record was read, in seconds.
+
+        Returns:
+            Its place in the batch.
+        """
+        self.calls.append(call)
+        self.types.append(kind)
+        self.chunk_numbers.append(self.hold(chunk))
+        self.records.append(record)
+        self.timestamps.append(timestamp)
+        self.size += len(call) + 1
+        if read_at < self.oldest:
+            self.oldest = read_at
+        if kind >= _FIRST_MAIN:
+            self.read_sum += read_at
+        return len(self.calls) - 1
+
+    def replace(self, place: int, call: bytes, chunk: Chunk, record: int) -> None:
+        """Put a merged call in the place of its earlier form; the chunks of both stay held."""
+        self.size += len(call) - len(self.calls[place])
+        self.calls[place] = call
+        self.chunk_numbers[place] = self.hold(chunk)
+        self.records[place] = record
+
+    def hold(self, chunk: Chunk) -> int:
+        """Hold a chunk, if the batch doesn't yet.
+
+        Returns:
+            Its index in `chunks`.
+        """
+        index = self._chunk_index.get(chunk)
+        if index is None:
+            index = self._chunk_index[chunk] = len(self.chunks)
+            self.chunks.append(chunk)
+            chunk.hold()
+        return index
+
+    def let_go(self) -> None:
+        """Let go of every chunk: all calls are settled."""
+        for chunk in self.chunks:
+            chunk.let_go()
+        self.chunks.clear()
+
+    def body(self, sent_at: bytes, start: int = 0, stop: int | None = None) -> bytes:
+        """Make the body of a request.
+
+        Args:
+            sent_at: the time of this attempt as ISO-8601 with milliseconds and Z. Segment corrects clock skew with it:
+                timestamp = receivedAt - (sentAt - originalTimestamp).
+            start: the first call.
+            stop: the call behind the last one.
+        """
+        calls = self.calls if not start and stop is None else self.calls[start:stop]
+        return b"".join((_HEAD, b",".join(calls), _TAIL % sent_at))
+
+    def counts(self, start: int = 0, stop: int | None = None) -> list[tuple[str, int]]:
+        """Count the calls of a piece by type.
+
+        Returns:
+            Type and number, for the types that occur.
+        """
+        types = self.types if not start and stop is None else self.types[start:stop]
+        return [(kind, n) for index, kind in enumerate(CALL_TYPES) if (n := types.count(index))]
+
+    def ages(
+        self, now_ms: int, edges: list[float], start: int = 0, stop: int | None = None
+    ) -> list[int]:
+        """Sort the ages of a piece's records into buckets, once for all of them.
+
+        Args:
+            now_ms: the wall clock in milliseconds since the epoch.
+            edges: ascending upper edges of the buckets, in seconds.
+            start: the first call.
+            stop: the call behind the last one.
+
+        Returns:
+            How many records are at most as old as each edge.
+        """
+        stamps = sorted(t for t in self.timestamps[start:stop] if t >= 0)
+        # An age of at most `edge` is a timestamp of at least now - edge.
+        return [len(stamps) - bisect_left(stamps, now_ms - edge * 1000) for edge in edges]

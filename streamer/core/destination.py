@@ -1,0 +1,178 @@
+"""What is known of one destination (a write key at an endpoint), and when it may be asked again.
+
+    flowing ──3 failures in a row──▶ backing_off ──success──▶ flowing
+       │                                  │
+       ├──Retry-After──▶ paused ──────────┤   each of the three held states lets one request at a time through,
+       └──a person has to mend it──▶ misconfigured    once its time has come; a success there lets all flow again
+
+A single failure of a destination that answers other requests delays only its own batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from streamer.core.model import Delivered, Misconfigured, Refused, Retry
+
+if TYPE_CHECKING:
+    from streamer.core.model import Outcome
+
+FIRST_BACKOFF = 0.5
+"""Seconds; the first delay lies between zero and this. What Segment's own libraries start from."""
+MAX_BACKOFF = 60.0
+"""Seconds; no delay of backing off is longer."""
+MAX_PAUSE = 300.0
+"""Seconds; a longer Retry-After counts as this, as in Segment's own libraries."""
+PROBE_INTERVAL = 30.0
+"""Seconds between two probes of a destination that is misconfigured."""
+FAILURES_TO_BACK_OFF = 3
+"""So many failures in a row, without an answer that delivers, hold the destination."""
+
+
+class State(StrEnum):
+    """A destination's states."""
+
+    FLOWING = "flowing"
+    PAUSED = "paused"  # Segment said when to come back
+    BACKING_OFF = "backing_off"  # it fails, nobody knows for how long
+    MISCONFIGURED = "misconfigured"  # it refuses everything until a person mends something
+
+
+def backoff(tries: int, jitter: float) -> float:
+    """Say how long to wait: exponential with full jitter.
+
+    Args:
+        tries: failures so far, 1 or more.
+        jitter: a random number from 0 to 1.
+
+    Returns:
+        Seconds.
+    """
+    return float(jitter * min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(tries - 1, 16)))
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave to make one attempt.
+
+    Attributes:
+        epoch: the number of the state under which it was given.
+        probe: whether the destination is held, so that a small request is the better one.
+    """
+
+    epoch: int
+    probe: bool
+
+
+class Destination:
+    """The state machine of one destination.
+
+    Attributes:
+        state: see `State`.
+        since: when it came into this state, in seconds; the caller's clock.
+        until: when the next attempt may be made, in seconds, while it is held.
+        reason: why it is held, for a person.
+        attempts: requests that are under way.
+    """
+
+    __slots__ = ("_epoch", "_failures", "attempts", "reason", "since", "state", "until")
+
+    def __init__(self) -> None:
+        self.state = State.FLOWING
+        self.since = 0.0
+        self.until = 0.0
+        self.reason = ""
+        self.attempts = 0
+        self._failures = 0
+        self._epoch = 0
+
+    @property
+    def flowing(self) -> bool:
+        """Whether requests go out side by side."""
+        return self.state is State.FLOWING
+
+    def may_start(self, now: float) -> bool:
+        """Whether an attempt may be made now: any number while it flows, one at a time while it is held."""
+        return self.flowing or (now >= self.until and not self.attempts)
+
+    def start(self) -> Permit:
+        """Begin an attempt that `may_start` allows; `finish` or `abandon` ends it."""
+        self.attempts += 1
+        return Permit(self._epoch, probe=not self.flowing)
+
+    def abandon(self) -> None:
+        """End an attempt of which nothing came: it was cancelled."""
+        self.attempts -= 1
+
+    def finish(self, permit: Permit, outcome: Outcome, now: float, jitter: float) -> bool:
+        """End an attempt and learn from what came of it.
+
+        Args:
+            permit: what `start` gave.
+            outcome: of the attempt. `Refused` says nothing of the destination: bisection finds out.
+            now: in seconds.
+            jitter: a random number from 0 to 1.
+
+        Returns:
+            Whether the state is another one now, which is worth a line in the log.
+        """
+        self.attempts -= 1
+        match outcome:
+            case Delivered():
+                return self._delivered(permit, now)
+            case Retry(after_seconds=None):
+                return self._failed(outcome.detail, now, jitter)
+            case Retry(after_seconds=after):
+                until = now + min(after or 0.0, MAX_PAUSE)
+                if self.state is State.PAUSED:
+                    # Requests that were under way together tell the same story: the latest end counts.
+                    until = max(until, self.until)
+                return self._hold(State.PAUSED, until, outcome.detail, now)
+            case Misconfigured():
+                return self.misconfigured(f"{outcome.status}: {outcome.detail}", now)
+            case Refused():
+                return False
+
+    def misconfigured(self, reason: str, now: float) -> bool:
+        """Hold it until a probe is accepted.
+
+        Returns:
+            Whether that is a change.
+        """
+        return self._hold(State.MISCONFIGURED, now + PROBE_INTERVAL, reason, now)
+
+    def _delivered(self, permit: Permit, now: float) -> bool:
+        self._failures = 0
+        if self.flowing:
+            return False
+        if permit.epoch != self._epoch and self.state is not State.BACKING_OFF:
+            return False  # it was on its way before Segment asked for a pause, or before the key was refused
+        self._change(State.FLOWING, "", now)
+        return True
+
+    def _failed(self, reason: str, now: float, jitter: float) -> bool:
+        self._failures += 1
+        if self.state is State.MISCONFIGURED:
+            return self._hold(State.MISCONFIGURED, now + PROBE_INTERVAL, self.reason, now)
+        if self.flowing and self._failures < FAILURES_TO_BACK_OFF:
+            return False
+        if self.state is State.PAUSED and now < self.until:
+            return False
+        tries = self._failures - FAILURES_TO_BACK_OFF + 1
+        return self._hold(State.BACKING_OFF, now + backoff(max(tries, 1), jitter), reason, now)
+
+    def _hold(self, state: State, until: float, reason: str, now: float) -> bool:
+        self.until = until
+        self.reason = reason
+        if self.state is state:
+            return False
+        self._change(state, reason, now)
+        return True
+
+    def _change(self, state: State, reason: str, now: float) -> None:
+        self.state = state
+        self.since = now
+        self.reason = reason
+        self._epoch += 1

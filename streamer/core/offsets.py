@@ -1,0 +1,124 @@
+"""From settlement out of order to an offset that is safe to commit.
+
+Records are settled in any order: batches overtake one another, a dead letter waits for its acknowledgement, an
+identify call waits behind another one of its profile. Kafka keeps one number a partition. `Offsets` keeps, for each
+partition of one generation, the chunks that were read, in order, each with the number of its holders; what is safe to
+commit is the next position of the settled prefix.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from streamer.core.model import Partition
+
+
+class Chunk:
+    """Consecutive records of one partition that were read together, with the number of those that hold it.
+
+    It is held by its own processing, by each batch or waiting call that has something of it, and by each of its dead
+    letters that isn't acknowledged. A new holder is added before the old one leaves, so that the number reaches zero
+    once, when every record is settled.
+
+    Attributes:
+        partition: topic and number.
+        next_position: the offset behind its last record.
+        holders: how many hold it.
+        offsets: each record's offset (compaction and transactions leave gaps).
+        timestamps: each record's Kafka timestamp, in milliseconds since the epoch, -1 where there is none.
+        keys: each record's key.
+    """
+
+    __slots__ = ("holders", "keys", "next_position", "offsets", "partition", "timestamps")
+
+    def __init__(
+        self,
+        partition: Partition,
+        offsets: Iterable[int],
+        timestamps: Iterable[int],
+        keys: Sequence[bytes | None],
+    ) -> None:
+        self.partition = partition
+        self.offsets = array("q", offsets)
+        self.timestamps = array("q", timestamps)
+        self.keys = keys
+        self.next_position = self.offsets[-1] + 1
+        self.holders = 1
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def hold(self) -> None:
+        """Add a holder.
+
+        Raises:
+            RuntimeError: the chunk was let go by all already; whoever holds it now came too late.
+        """
+        if self.holders < 1:
+            raise RuntimeError(f"{self.partition} at {self.offsets[0]}: held after it was settled")
+        self.holders += 1
+
+    def let_go(self) -> None:
+        """Take a holder away.
+
+        Raises:
+            RuntimeError: it had none.
+        """
+        if self.holders < 1:
+            raise RuntimeError(f"{self.partition} at {self.offsets[0]}: let go once too often")
+        self.holders -= 1
+
+
+class Offsets:
+    """The chunks of one generation, by partition, and what is safe to commit.
+
+    A revocation throws the whole object away: what completes later changes chunks that nothing reads.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: dict[Partition, deque[Chunk]] = {}
+        self._settled: dict[Partition, int] = {}
+
+    def add(self, chunk: Chunk) -> None:
+        """Note a chunk that was read.
+
+        Args:
+            chunk: held once, by its processing.
+
+        Raises:
+            RuntimeError: it lies before what was read of its partition already.
+        """
+        chunks = self._chunks.setdefault(chunk.partition, deque())
+        read = chunks[-1].next_position if chunks else self._settled.get(chunk.partition, 0)
+        if chunk.offsets[0] < read:
+            raise RuntimeError(f"{chunk.partition}: read {chunk.offsets[0]} after {read - 1}")
+        chunks.append(chunk)
+
+    def committable(self, partition: Partition, position: int | None = None) -> int | None:
+        """Say which offset is safe to commit.
+
+        Args:
+            partition: one of this generation.
+            position: the offset of the next record that Kafka will give. With no chunk unsettled it is what may be
+                committed: control records and gaps move it past the last record.
+
+        Returns:
+            The offset, or None as long as nothing is known to be settled.
+        """
+        chunks = self._chunks.get(partition)
+        if chunks:
+            while chunks and not chunks[0].holders:
+                self._settled[partition] = chunks.popleft().next_position
+        settled = self._settled.get(partition)
+        if chunks or position is None:
+            return settled
+        return position if settled is None else max(position, settled)
+
+    def pending(self) -> int:
+        """Count the chunks that aren't settled, wherever they stand."""
+        return sum(1 for chunks in self._chunks.values() for chunk in chunks if chunk.holders)
