@@ -1,15 +1,23 @@
-"""What every test may ask for: programs that must be installed, and the order of the run."""
+"""What every test may ask for: installed programs, a real Kafka, and the order of the run."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import shutil
 import subprocess
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
+
+from kafka_broker import jars
+from kafka_broker.broker import KafkaBroker
+from kafka_broker.topics import Kafka
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 REQUIRE_ALL = "STREAMER_REQUIRE_ALL"
 """Set to 1 (as `.ci/run` does), a test that lacks a program fails instead of being skipped."""
@@ -79,9 +87,28 @@ def require() -> Require:
     return require
 
 
+@pytest.fixture(scope="session")
+def kafka(require: Require) -> Iterator[Kafka]:
+    """A real Kafka that the whole run shares: every test makes topics and groups of its own.
+
+    A test that stops, kills or freezes its broker starts one of its own: `with KafkaBroker() as broker`.
+    """
+    require("java", "mvn")
+    with KafkaBroker() as broker:
+        yield Kafka(broker.bootstrap)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Runs the whole-pipeline tests last: a broken unit should show before they start."""
     items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fetches Kafka's jars before the first test: the download should not spend a test's time-out."""
+    wanted = any("kafka" in getattr(item, "fixturenames", ()) for item in session.items)
+    if wanted and not session.config.option.collectonly and not (_lacks("java") or _lacks("mvn")):
+        with contextlib.suppress(jars.JarsError):  # the fixture tries again, and says what is wrong
+            jars.fetch()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
