@@ -1,0 +1,806 @@
+"""Compiles mapping trees to one Python function for each type of call.
+
+An interpreter of the mapping would look at every leaf for every event. Here that is done once, at the start: the trees
+become the source of a module, written for people too (`streamer transform --show-code`), in which a value is looked
+up once however many leaves want it, and what identify and the main call have in common is made once, by `shared`.
+
+The functions of that module:
+
+    shared(event, timestamp_ms)                               what identify, page and track have in common, a tuple
+    identify(event, timestamp_ms, record_hash, shared)        -> Contribution
+    group_N_ids(event)                                        -> the groupIds that group map N finds
+    group_N(event, timestamp_ms, record_hash, shared, id)     -> Contribution
+    page, track(event, timestamp_ms, record_hash, shared)     -> the call, serialised
+
+They raise `Rejected` for an event that can't become calls. `record_hash` is the keyed hash of the record's bytes,
+`timestamp_ms` Kafka's. What the trees guarantee (an id is text, a branch is an object) isn't checked again; all else
+that Segment would throw away is, at the end of each function.
+"""
+
+from __future__ import annotations
+
+import keyword
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from streamer.core.mapping import (
+    TEXT_KEYS,
+    Branch,
+    Callback,
+    GroupMap,
+    Merge,
+    Node,
+    Nothing,
+    Path,
+    Static,
+    group_tree,
+    index_of,
+    milliseconds_to_iso8601,
+    parse,
+    resolve_callback,
+    text,
+)
+from streamer.core.model import CALL_TYPES, Contribution, Reason, Reject
+from streamer.core.validate import MAX_CALL_BYTES, not_an_object, not_text, too_large
+from streamer.errors import MappingError
+
+if TYPE_CHECKING:
+    from hashlib import blake2b
+
+
+class Rejected(Exception):  # noqa: N818 - no error: it carries an expected outcome out of generated code
+    """The event can't become calls.
+
+    Attributes:
+        reject: why.
+    """
+
+    def __init__(self, reject: Reject) -> None:
+        super().__init__(reject.detail)
+        self.reject = reject
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """The functions of a mapping: see this module's docstring for their arguments.
+
+    Attributes:
+        source: the Python they were made of.
+        shared: makes what several calls have in common.
+        identify: makes the identify call.
+        groups: for each group map, what finds its groupIds and what makes the call for one of them.
+        page: makes the page call.
+        track: makes the track call.
+    """
+
+    source: str
+    shared: Callable[[dict[str, Any], int], tuple[Any, ...]]
+    identify: Callable[[dict[str, Any], int, blake2b, tuple[Any, ...]], Contribution]
+    groups: tuple[
+        tuple[
+            Callable[[dict[str, Any]], Sequence[str]],
+            Callable[[dict[str, Any], int, blake2b, tuple[Any, ...], str], Contribution],
+        ],
+        ...,
+    ]
+    page: Callable[[dict[str, Any], int, blake2b, tuple[Any, ...]], bytes]
+    track: Callable[[dict[str, Any], int, blake2b, tuple[Any, ...]], bytes]
+
+
+def compile_mapping(
+    mapping: Mapping[str, Any],
+    groups: Sequence[GroupMap],
+    callbacks: Mapping[str, Callback],
+    key_hash: blake2b,
+) -> Compiled:
+    """Compile a mapping.
+
+    Args:
+        mapping: the tree of each type of call.
+        groups: the group maps, in order.
+        callbacks: every callback by its name.
+        key_hash: an empty hash, keyed with the write key: what a mapped messageId is hashed with.
+
+    Raises:
+        MappingError: a tree breaks the grammar, or can't make a call that Segment would keep.
+    """
+    trees = {name: _parse_call(mapping.get(name), name, name, callbacks) for name in CALL_TYPES}
+    module = _Module(trees, callbacks)
+    module.shared()
+    module.contribution("identify", "identify", trees["identify"], role=b"\0identify")
+    for number, group_map in enumerate(groups):
+        place = f"groups[{number}]"
+        tree = _parse_call(
+            group_tree(mapping["group"], group_map, place), "group", place, callbacks
+        )
+        each = bool(group_map.get("each"))
+        field = str(group_map.get("field", group_map.get("groupId")))
+        role = b"\0group\0%s\0%d" % (field.encode(), number)
+        module.group_ids(f"group_{number}_ids", tree["groupId"], each=each)
+        module.contribution(f"group_{number}", "group", tree, role=role, each=each)
+    module.main("page", trees["page"])
+    module.main("track", trees["track"])
+
+    source = module.source()
+    namespace = {**_NAMESPACE, **module.callbacks, "key_hash": key_hash}
+    # What a mapping says stands in the source only as ASCII literals and in names made of [a-z0-9_].
+    exec(compile(source, "<mapping>", "exec"), namespace)  # noqa: S102 - compiling is what this module is for
+    return Compiled(
+        source=source,
+        shared=namespace["shared"],
+        identify=namespace["identify"],
+        groups=tuple(
+            (namespace[f"group_{number}_ids"], namespace[f"group_{number}"])
+            for number in range(len(groups))
+        ),
+        page=namespace["page"],
+        track=namespace["track"],
+    )
+
+
+def _parse_call(
+    tree: object, call_type: str, place: str, callbacks: Mapping[str, Callback]
+) -> dict[str, Node]:
+    """Parse the tree of a call to a node for each key, and hold it to what Segment must have."""
+    if not isinstance(tree, Mapping):
+        raise MappingError(f"{place}: expected the tree of a call, a dict; found {tree!r:.80}")
+    call = parse(tree, place, callbacks)
+    nodes = dict(call.items) if isinstance(call, Branch) else {}
+    if nodes.get("type") != Static(call_type):
+        raise MappingError(
+            f"{place}.type: expected \"{call_type}|static\", since a call's type can't be mapped"
+        )
+    if "userId" not in nodes and "anonymousId" not in nodes:
+        raise MappingError(f"{place}: expected a path at userId or at anonymousId; found neither")
+    if call_type == "track" and "event" not in nodes:
+        raise MappingError(f"{place}.event: expected the path of the event's name; found nothing")
+    # These two are in every call. One that is mapped to nothing keeps its place, one that has none comes last.
+    kept = {"timestamp", "messageId"}
+    nothing = Nothing()
+    return {
+        **{key: nodes.get(key, nothing) for key in tree if key in nodes or key in kept},
+        **dict.fromkeys(sorted(kept - tree.keys(), reverse=True), nothing),
+    }
+
+
+# --- the writer --------------------------------------------------------------------------------------------------
+
+_SHARED_KEYS = ("anonymousId", "timestamp", "receivedAt", "userId")
+_OBJECT_KEYS = ("context", "traits", "properties")
+_VARIABLES = {
+    "userId": "user_id",
+    "anonymousId": "anonymous_id",
+    "groupId": "group_id",
+    "event": "event_name",
+    "receivedAt": "received_at",
+}
+
+
+class _Module:
+    """Writes the functions, one after the other."""
+
+    def __init__(
+        self, trees: Mapping[str, Mapping[str, Node]], callbacks: Mapping[str, Callback]
+    ) -> None:
+        self.callbacks: dict[str, Callable[..., Any]] = {}
+        self._known_callbacks = callbacks
+        self._callback_names: dict[str, str] = {}
+        self._functions: list[_Function] = []
+        identify, page, track = (trees[name] for name in ("identify", "page", "track"))
+        # Only what identify wants in any case, so that no callback runs for a call that isn't made.
+        self._common = {
+            key: identify[key]
+            for key in _SHARED_KEYS
+            if key in identify and identify[key] == page.get(key) == track.get(key)
+        }
+        self._names = [_VARIABLES.get(key, key) for key in self._common]
+        # Traits, which most mappings put into identify and into the context of the main call: serialised once.
+        traits = identify.get("traits")
+        self._traits: Merge | Branch | None = None
+        if isinstance(traits, Merge | Branch) and all(
+            any(_holds(node, traits) for node in tree.values()) for tree in (page, track)
+        ):
+            self._traits = traits
+            self._names += ["traits", "traits_json"]
+
+    def source(self) -> str:
+        return "\n\n\n".join(function.text() for function in self._functions) + "\n"
+
+    def shared(self) -> None:
+        """Write what makes the values that identify, page and track have in common."""
+        function = self._function("shared", ["event", "timestamp_ms"])
+        function.line('"""Make what identify, page and track have in common."""')
+        for key, node in self._common.items():
+            function.make(key, node)
+        if self._traits is not None:
+            function.own_traits(self._traits, "identify")
+        function.line(f"return {self._tuple()}")
+
+    def _tuple(self) -> str:
+        return f"({''.join(f'{name}, ' for name in self._names).rstrip()})"
+
+    def _call(self, name: str, tree: Mapping[str, Node], *parameters: str) -> _Function:
+        """Begin a function that makes a call."""
+        arguments = ["event", "timestamp_ms", "record_hash", "shared", *parameters]
+        function = self._function(name, arguments)
+        function.line(f'"""Make the {name} call."""')
+        if self._names:
+            function.line(f"{self._tuple()} = shared")
+        for key, node in self._common.items():
+            if tree.get(key) == node:
+                function.made[key] = _VARIABLES.get(key, key)
+        return function
+
+    def contribution(
+        self,
+        name: str,
+        call_type: str,
+        tree: Mapping[str, Node],
+        *,
+        role: bytes,
+        each: bool = False,
+    ) -> None:
+        """Write what makes an identify call, or a group call for the groupId that it is given."""
+        is_group = call_type == "group"
+        function = self._call(name, tree, *(["group_id"] if is_group else []))
+        if is_group:
+            function.made["groupId"] = "group_id"
+        for key, node in function.begin(tree):
+            if key == "messageId":
+                function.message_id(node, role, "group_id" if each else None)
+            elif key == "traits":
+                # The traits of a group are its own dict, even if they are those of identify: each is merged for itself.
+                if is_group or self._traits is None:
+                    function.own_traits(node, call_type)
+                function.made["traits"] = "traits"
+                function.line("if traits:")
+                function.line("    call['traits'] = Fragment(traits_json)")
+            else:
+                function.put(key, node)
+        if "traits" not in tree:
+            function.line("traits, traits_json = {}, b'{}'")
+        function.checks(call_type, tree)
+        function.line(f"serialised(call, {call_type!r})  # for its length")
+        ids = [function.made.get(key) for key in ("userId", "anonymousId")]
+        profile = " or ".join(filter(None, ids))
+        pair = ", ".join(f"{one} or None" if one else "None" for one in ids)
+        function.line("return Contribution(")
+        function.line(f"    {call_type!r},")
+        function.line(f"    ({profile}, group_id)," if is_group else f"    {profile},")
+        function.line(f"    ({pair}),")
+        function.line("    call,")
+        function.line("    traits,")
+        function.line("    traits_json,")
+        function.line("    message_id,")
+        function.line(")")
+
+    def group_ids(self, name: str, node: Node, *, each: bool) -> None:
+        """Write what finds the groupIds of a group map."""
+        function = self._function(name, ["event"])
+        function.line('"""Find the ids of the groups that the event belongs to."""')
+        found = function.value(node, "group_id")
+        function.line(f"return {'texts' if each else 'first_text'}({found})")
+
+    def main(self, call_type: str, tree: Mapping[str, Node]) -> None:
+        """Write what makes a page or track call."""
+        function = self._call(call_type, tree)
+        if self._traits is not None:
+            function.line("traits_fragment = Fragment(traits_json) if traits else None")
+            function.fragments[self._traits] = "traits_fragment"
+        for key, node in function.begin(tree):
+            if key == "messageId":
+                function.message_id(node, b"\0" + call_type.encode(), None)
+            else:
+                function.put(key, node)
+        function.checks(call_type, tree)
+        function.line(f"return serialised(call, {call_type!r})")
+
+    def _function(self, name: str, parameters: Sequence[str]) -> _Function:
+        function = _Function(name, parameters, self._callback)
+        self._functions.append(function)
+        return function
+
+    def _callback(self, name: str) -> str:
+        """Give the name that a callback has in the source."""
+        if name not in self._callback_names:
+            callback = resolve_callback(name, "mapping", self._known_callbacks)
+            if callback is milliseconds_to_iso8601:
+                # ours: gives text or None whatever it is given, and needs no guard
+                self._callback_names[name] = "milliseconds_to_iso8601"
+            else:
+                known = _unique(f"call_{_identifier(name)}", self.callbacks)
+                self._callback_names[name] = known
+                self.callbacks[known] = _guarded(name, callback)
+        return self._callback_names[name]
+
+
+class _Function:
+    """Writes one function, in which each value of the event is looked up once."""
+
+    def __init__(
+        self, name: str, parameters: Sequence[str], callback: Callable[[str], str]
+    ) -> None:
+        self._callback = callback
+        self._lines = [f"def {name}({', '.join(parameters)}):"]
+        self._taken = {*_NAMESPACE, *_RESERVED, *_VARIABLES.values()}
+        self._variables: dict[object, str] = {}
+        # The variables that hold what `shared` or this function has made for a key at the top of the call, None or
+        # empty if the key is left out; and those that hold the JSON of a node.
+        self.made: dict[str, str] = {}
+        self.fragments: dict[Node, str] = {}
+
+    def text(self) -> str:
+        return "\n".join(self._lines)
+
+    def line(self, line: str) -> None:
+        self._lines.append(f"    {line}")
+
+    def _variable(self, *keys: str) -> str:
+        """Give a new variable a name that tells where its value is from."""
+        name = _unique(_identifier("_".join(keys)), self._taken)
+        self._taken.add(name)
+        return name
+
+    # --- values
+
+    def _path(self, keys: tuple[str, ...]) -> str:
+        """Look up the value at a path, None if it is missing."""
+        if not keys:
+            return "event"
+        if keys not in self._variables:
+            *parents, key = keys
+            index = index_of(key)
+            if index is None or not parents:
+                looked_up = f"{self._object(tuple(parents))}.get({key!a})"
+            else:
+                value = self._path(tuple(parents))
+                first = (
+                    f"{value}[0] if type({value}) is list and {value} else " if index == 0 else ""
+                )
+                looked_up = f"None if {value} is None else {first}item({value}, {index})"
+            self._variables[keys] = self._variable(*keys[-2:])
+            self.line(f"{self._variables[keys]} = {looked_up}")
+        return self._variables[keys]
+
+    def _object(self, keys: tuple[str, ...]) -> str:
+        """Look up the object at a path, an empty one if something else stands there."""
+        if not keys:
+            return "event"
+        if ("object", keys) not in self._variables:
+            value = self._path(keys)
+            name = self._variable(*keys[-2:], "keys")
+            self.line(f"{name} = {value} if type({value}) is dict else NO_KEYS")
+            self._variables["object", keys] = name
+        return self._variables["object", keys]
+
+    def value(self, node: Node, *place: str) -> str:
+        """Make a node's value: None if it is missing; for a merge or a branch, empty if it holds nothing.
+
+        Args:
+            node: what to make.
+            place: where in the call it will stand: what a variable of its own is named after.
+        """
+        if isinstance(node, Nothing):
+            return "None"
+        if isinstance(node, Static):
+            return ascii(node.text)
+        return self.fragments.get(node) or self._in_python(node, *place)
+
+    def _in_python(self, node: Path | Merge | Branch, *place: str) -> str:
+        """Make a node's value as `value` does, but never as a piece of JSON."""
+        if node not in self._variables:
+            if isinstance(node, Path):
+                self._variables[node] = self._path_value(node)
+            elif isinstance(node, Merge):
+                self._variables[node] = self._merge(node, *place)
+            else:
+                self._variables[node] = self._branch(node, *place)
+        return self._variables[node]
+
+    def _path_value(self, path: Path) -> str:
+        value = self._path(path.keys)
+        if path.callback is None:
+            return value
+        callback = self._callback(path.callback)
+        name = self._variable(*path.keys[-2:], path.callback)
+        if callback == "milliseconds_to_iso8601":
+            self.line(f"{name} = {callback}({value})")
+        elif not path.keys:
+            self.line(f"{name} = {callback}(event, 'the event')")
+        else:
+            self.line(f"{name} = None if {value} is None else {callback}({value}, {str(path)!a})")
+        return name
+
+    def _merge(self, merge: Merge, *place: str) -> str:
+        parts = []
+        for number, part in enumerate(merge.parts):
+            value = self._in_python(part, *place, str(number))
+            parts.append(f"flattened({value})" if isinstance(part, Path) else value)
+        name = self._variable(*place)
+        self.line(f"{name} = merged({', '.join(parts)})")
+        return name
+
+    def _branch(self, branch: Branch, *place: str) -> str:
+        name = self._variable(*place)
+        texts = {}  # those that come first stand in the literal
+        for key, node in branch.items:
+            if not isinstance(node, Static):
+                break
+            texts[key] = node.text
+        self.line(f"{name} = {{{', '.join(f'{key!a}: {text!a}' for key, text in texts.items())}}}")
+        for key, node in branch.items[len(texts) :]:
+            value = self.value(node, *place, key)
+            self._put(node, value, f"{name}[{key!a}]")
+        return name
+
+    def _put(self, node: Node, value: str, place: str) -> None:
+        """Put a value in its place, unless it is left out."""
+        if isinstance(node, Nothing):
+            return
+        if isinstance(node, Static) or (
+            isinstance(node, Branch) and any(isinstance(item, Static) for _, item in node.items)
+        ):
+            self.line(f"{place} = {value}")
+            return
+        kept = value
+        if isinstance(node, Path) and not self._is_time(node):  # empty text, 0 and false are kept
+            kept = f"{value} or ({value} is not None and {value} not in EMPTY)"
+        self.line(f"if {kept}:")
+        self.line(f"    {place} = {value}")
+
+    def _is_time(self, node: Node) -> bool:
+        """Say whether a node gives a time as text, or None, whatever stands in the event."""
+        return (
+            isinstance(node, Path)
+            and node.callback is not None
+            and self._callback(node.callback) == "milliseconds_to_iso8601"
+        )
+
+    # --- what stands at the top of a call
+
+    def make(self, key: str, node: Node) -> str:
+        """Make what stands at a key, and give the variable that holds it: None or empty if the key is left out."""
+        if key not in self.made:
+            value = self.value(node, _VARIABLES.get(key, key))
+            if key in TEXT_KEYS:
+                name = self._at_top(key)
+                if isinstance(node, Path):
+                    value = f"{value} if {value} is None or type({value}) is str else text({value})"
+                elif not isinstance(node, Static):
+                    value = f"text({value})"
+                self.line(f"{name} = {value}")
+            elif key == "timestamp":
+                name = self._at_top(key)
+                if isinstance(node, Nothing):
+                    self.line(f"{name} = kafka_time(timestamp_ms)")
+                else:
+                    is_time = self._is_time(node)
+                    self.line(
+                        f"{name} = {value if is_time else f'{value} if type({value}) is str else None'}"
+                    )
+                    self.line(f"if not {name}:")
+                    self.line(f"    {name} = kafka_time(timestamp_ms)")
+            elif key in _SHARED_KEYS:
+                name = self._at_top(key)
+                self.line(f"{name} = {value}")
+            else:
+                name = value
+            self.made[key] = name
+        return self.made[key]
+
+    @staticmethod
+    def _at_top(key: str) -> str:
+        return _VARIABLES.get(key, key)
+
+    def begin(self, tree: Mapping[str, Node]) -> Iterator[tuple[str, Node]]:
+        """Begin the call, with its type if that comes first, and give what is still to be put into it."""
+        (key, node), *rest = tree.items()
+        if key == "type" and isinstance(node, Static):
+            self.line(f"call = {{'type': {node.text!a}}}")
+            yield from rest
+        else:
+            self.line("call = {}")
+            yield from tree.items()
+
+    def put(self, key: str, node: Node) -> None:
+        """Make what stands at a key and put it into the call."""
+        name = self.make(key, node)
+        if key == "timestamp":
+            self.line(f"call['timestamp'] = {name}")
+        elif key in TEXT_KEYS:
+            self.line(f"if {name}:")
+            self.line(f"    call[{key!a}] = {name}")
+        else:
+            self._put(node, name, f"call[{key!a}]")
+
+    def own_traits(self, node: Node, call_type: str) -> None:
+        """Make the traits of a contribution, a dict that nothing else holds since it will be merged, and their JSON."""
+        is_fresh = isinstance(node, Merge | Branch) and node not in self._variables
+        value = self.value(node, "own_traits")
+        if is_fresh:
+            del self._variables[node]  # who wants the same once more makes another
+        self.line(f"traits = {value if is_fresh else f'copied({value})'}")
+        self.line(f"traits_json = json_of(traits, {call_type!r}) if traits else b'{{}}'")
+
+    def message_id(self, node: Node, role: bytes, element: str | None) -> None:
+        """Make the call's own id: a hash of the record, or of what is mapped to messageId, and of the call's role."""
+        if isinstance(node, Nothing):
+            self.line("own_hash = record_hash.copy()")
+        else:
+            value = self.value(node, "message_id")
+            self.line(f"own_hash = hash_of({value}, key_hash, record_hash)")
+        self.line(f"own_hash.update({role!r})")
+        if element is not None:
+            self.line(f"own_hash.update(b'\\0' + {element}.encode())")
+        self.line("message_id = 's1-' + own_hash.hexdigest()")
+        self.line("call['messageId'] = message_id")
+
+    def checks(self, call_type: str, tree: Mapping[str, Node]) -> None:
+        """Reject what Segment would throw away, as far as the tree doesn't rule it out."""
+        places = [(self.made[key], tree[key]) for key in ("userId", "anonymousId") if key in tree]
+        found = " or ".join(name for name, _ in places)
+        where = " nor ".join(_place(node) for _, node in places)
+        self._reject(
+            f"not ({found})",
+            Reason.NO_IDENTITY,
+            f"There is no id: neither text nor a number at {where}.",
+        )
+        if isinstance(tree["timestamp"], Nothing):
+            detail = "The record's own Kafka timestamp is no usable one."
+        else:
+            detail = f"There is no usable time at {_place(tree['timestamp'])}, nor is Kafka's timestamp one."
+        self._reject("timestamp is None", Reason.BAD_TIMESTAMP, detail)
+        if call_type == "track":
+            detail = f"There is no name for the event: no text at {_place(tree['event'])}."
+            self._reject("not event_name", Reason.NO_EVENT_TYPE, detail)
+        for key in ("previousId", "category"):
+            if key in tree and (key == "previousId" or call_type == "page"):
+                wrong = f"type(call[{key!r}]) is not str"
+                if key == "previousId":
+                    wrong = f"({wrong} or not call[{key!r}])"
+                self.line(f"if {key!r} in call and {wrong}:")
+                self.line(f"    raise Rejected(not_text({call_type!r}, {key!r}, call[{key!r}]))")
+        for key in _OBJECT_KEYS:
+            node = tree.get(key)
+            if node is None or isinstance(node, Branch) or node in self.fragments:
+                continue  # what is spliced is the traits of identify, which are objects if we get here
+            name = self.made[key]
+            wrong = f"type({name}) is not dict"
+            if key != "traits" or call_type not in {"identify", "group"}:
+                wrong = f"{key!r} in call and {wrong}"
+            self.line(f"if {wrong}:")
+            self.line(f"    raise Rejected(not_an_object({call_type!r}, {key!r}, {name}))")
+
+    def _reject(self, condition: str, reason: Reason, detail: str) -> None:
+        self.line(f"if {condition}:")
+        self.line(f"    raise Rejected(Reject(Reason.{reason.name}, {detail!a}))")
+
+
+def _holds(node: Node, wanted: Node) -> bool:
+    """Say whether a node is, or holds as a key's value, another."""
+    if node == wanted:
+        return True
+    return isinstance(node, Branch) and any(_holds(item, wanted) for _, item in node.items)
+
+
+def _place(node: Node) -> str:
+    """Say where in the event a node's value comes from."""
+    if isinstance(node, Merge):
+        return ", ".join(_place(part) for part in node.parts)
+    if isinstance(node, Branch):
+        return ", ".join(_place(item) for _, item in node.items)
+    return str(node) if isinstance(node, Path) else "the mapping"
+
+
+def _identifier(name: str) -> str:
+    identifier = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60] or "value"
+    return (
+        f"_{identifier}" if identifier[0].isdigit() or keyword.iskeyword(identifier) else identifier
+    )
+
+
+def _unique(name: str, taken: set[str] | Mapping[str, Any]) -> str:
+    number = 2
+    unique = name
+    while unique in taken:
+        unique = f"{name}_{number}"
+        number += 1
+    return unique
+
+
+# --- what the generated functions call ---------------------------------------------------------------------------
+
+_SCALARS = frozenset({str, int, float, bool})
+
+
+def _item(value: Any, index: int) -> Any:  # noqa: ANN401 - any JSON value
+    """Give the element of a list, the value at a key of digits, or for index 0 a scalar itself."""
+    if type(value) is list:
+        return value[index] if index < len(value) else None
+    if type(value) is dict:
+        return value.get(str(index))
+    return value if index == 0 else None
+
+
+def _flattened(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Flatten an object for a merge: lists and objects in it give way to their first element; what is empty goes."""
+    if type(value) is not dict or _SCALARS.issuperset(map(type, value.values())):
+        return value
+    flat = {}
+    for key, element in value.items():
+        first = element
+        if type(first) is list:
+            if not first:
+                continue
+            first = first[0]
+        elif type(first) is dict:
+            if not first:
+                continue
+            first = next(iter(first.values()))
+        if first or (first is not None and first not in _EMPTY):
+            flat[key] = first
+    return flat
+
+
+def _merged(*parts: Any) -> dict[str, Any] | list[Any]:  # noqa: ANN401 - any JSON value
+    """Lay the objects over one another; if there are none, append the lists; scalars are left out."""
+    merged: dict[str, Any] = {}
+    for part in parts:
+        if type(part) is dict:
+            merged.update(part)
+    if merged:
+        return merged
+    return [element for part in parts if type(part) is list for element in part] or merged
+
+
+def _copied(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Give traits that were taken whole from the event as a dict of their own, empty for nothing."""
+    if value is None or value in _EMPTY:
+        return {}
+    return dict(value) if type(value) is dict else value
+
+
+def _first_text(value: object) -> tuple[str, ...]:
+    found = text(value)
+    return (found,) if found else ()
+
+
+def _texts(value: object) -> Sequence[str]:
+    """Give each element as text, once."""
+    elements = value if type(value) is list else [value]
+    return list(
+        dict.fromkeys(
+            found for element in elements if type(element) is not list and (found := text(element))
+        )
+    )
+
+
+def _kafka_time(timestamp_ms: int) -> str | None:
+    """Give Kafka's timestamp, which is -1 if there is none."""
+    return milliseconds_to_iso8601(timestamp_ms) if timestamp_ms >= 0 else None
+
+
+def _hash_of(mapped: object, key_hash: blake2b, record_hash: blake2b) -> blake2b:
+    """Begin the hash of an id: with what is mapped to messageId, or with the record if that is no text.
+
+    Text with a NUL is not taken, because the NUL is what ends it in the hash: with one more, somebody who chooses ids
+    could make those of two calls collide.
+    """
+    mapped_text = text(mapped)
+    if mapped_text is None or "\0" in mapped_text:
+        return record_hash.copy()
+    mapped_hash = key_hash.copy()
+    mapped_hash.update(mapped_text.encode())
+    return mapped_hash
+
+
+def _json_of(value: Any, call_type: str) -> bytes:  # noqa: ANN401 - any JSON value
+    """Serialise a call or its traits."""
+    try:
+        return orjson.dumps(value)
+    except (
+        TypeError
+    ):  # all values are JSON's: only their depth can be wrong, of which orjson takes 254
+        detail = f"The {call_type} call is nested too deeply: over 250 levels."
+        raise Rejected(Reject(Reason.INVALID_CALL, detail)) from None
+
+
+def _serialised(call: dict[str, Any], call_type: str) -> bytes:
+    """Serialise a call, and hold it to Segment's limit."""
+    serialised = _json_of(call, call_type)
+    if len(serialised) > MAX_CALL_BYTES:
+        raise Rejected(too_large(call, len(serialised)))
+    return serialised
+
+
+def _guarded(name: str, callback: Callback) -> Callable[[Any, str], Any]:
+    """Wrap a callback so that whatever it does ends in a JSON value or in a rejected record."""
+
+    def guarded(value: Any, place: str) -> Any:  # noqa: ANN401 - any JSON value
+        try:
+            return _as_json(callback(value))
+        except Exception as error:  # noqa: BLE001 - code of others may raise anything
+            detail = f"The callback {name} failed on {place}: {_said(error)}."
+            raise Rejected(Reject(Reason.CALLBACK_FAILED, detail)) from None
+
+    return guarded
+
+
+def _said(error: Exception) -> str:
+    """Give an exception's name and text, on one line and not too long, as UTF-8 can hold it."""
+    try:
+        said = " ".join(str(error).split())[:200]
+    except Exception:  # noqa: BLE001 - an exception of others may fail to say what it is
+        said = "it can't say why"
+    name = type(error).__name__
+    return f"{name}: {said}".encode(errors="replace").decode() if said else name
+
+
+def _as_json(value: Any) -> Any:  # noqa: ANN401 - any value, for all we know
+    """Give a value of JSON's own types, sharing nothing that can change with what the callback holds.
+
+    Raises:
+        TypeError: JSON can't hold it.
+        ValueError: it is a number or text that JSON can't hold.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        value.encode()  # a lone surrogate is a ValueError
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**64 else _finite(float(value))
+    if isinstance(value, float):
+        return _finite(float(value))
+    if isinstance(value, list | tuple):
+        return [_as_json(element) for element in value]
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("a key is not text")
+        return {_as_json(key): _as_json(element) for key, element in value.items()}
+    raise TypeError(f"JSON can't hold {type(value).__name__}")
+
+
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise ValueError(f"JSON can't hold {number}")
+    return number
+
+
+_EMPTY: tuple[Any, ...] = ([], {})
+
+_NAMESPACE: dict[str, Any] = {
+    "Contribution": Contribution,
+    "EMPTY": _EMPTY,
+    "Fragment": orjson.Fragment,
+    "NO_KEYS": {},
+    "Reason": Reason,
+    "Reject": Reject,
+    "Rejected": Rejected,
+    "copied": _copied,
+    "first_text": _first_text,
+    "flattened": _flattened,
+    "hash_of": _hash_of,
+    "item": _item,
+    "json_of": _json_of,
+    "kafka_time": _kafka_time,
+    "merged": _merged,
+    "milliseconds_to_iso8601": milliseconds_to_iso8601,
+    "not_an_object": not_an_object,
+    "not_text": not_text,
+    "serialised": _serialised,
+    "text": text,
+    "texts": _texts,
+}
+
+# Names that a generated function uses itself, besides those of Python.
+_RESERVED = {
+    *("event", "timestamp_ms", "record_hash", "shared", "key_hash", "own_hash", "call"),
+    *("message_id", "name", "timestamp", "traits", "traits_json", "traits_fragment"),
+    *("dict", "len", "list", "str", "type"),
+}

@@ -1,0 +1,139 @@
+"""Turns a record's bytes into Segment calls, or says why it can't."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from streamer.core.compile import Rejected, compile_mapping
+from streamer.core.mapping import (
+    BUILTIN_CALLBACKS,
+    Callback,
+    GroupMap,
+    default_mapping,
+    kind,
+)
+from streamer.core.model import Contribution, Formatted, Reason, Reject
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_EMPTY = Reject(Reason.EMPTY, "The record has no value, or one of nothing but white space.")
+
+
+class Transform:
+    """Makes the calls of a record: one identify, one group for each group that it names, one page or track.
+
+    The same record makes the same calls with the same ids wherever and however often it is transformed. An id is
+    `s1-` and 128 bits of blake2b, keyed with the write key, over the record's value without outer white space, a NUL
+    and the call's role: its type; for a group call also, each behind a NUL, its map's field, its map's number and, with
+    `each`, the groupId.
+    """
+
+    def __init__(
+        self,
+        *,
+        write_key: str,
+        mapping: Mapping[str, Any] | None = None,
+        groups: Sequence[GroupMap] = (),
+        callbacks: Mapping[str, Callback] | None = None,
+    ) -> None:
+        """Compile the mapping.
+
+        Args:
+            write_key: what the ids are keyed with, so that two destinations never share any.
+            mapping: the tree of each type of call; None for `default_mapping()`.
+            groups: the group maps, in order.
+            callbacks: callbacks by the names that leaves give them, besides the built-in ones.
+
+        Raises:
+            MappingError: a tree breaks the grammar.
+        """
+        key = write_key.encode()
+        if len(key) > blake2b.MAX_KEY_SIZE:
+            key = blake2b(key).digest()
+        self._key_hash = blake2b(digest_size=16, key=key)
+        compiled = compile_mapping(
+            default_mapping() if mapping is None else mapping,
+            groups,
+            {**BUILTIN_CALLBACKS, **(callbacks or {})},
+            self._key_hash,
+        )
+        self.source = compiled.source
+        self._shared = compiled.shared
+        self._identify = compiled.identify
+        self._groups = compiled.groups
+        self._page = compiled.page
+        self._track = compiled.track
+
+    def format(self, value: bytes | None, timestamp_ms: int) -> Formatted | Reject:
+        """Make a record's calls, on the fast path.
+
+        Args:
+            value: the record's value; None for a tombstone.
+            timestamp_ms: Kafka's timestamp of the record, negative if it has none.
+
+        Returns:
+            the calls, each of which Segment would keep; or why there are none. Nothing is raised, whatever the value.
+        """
+        stripped = value.strip() if value is not None else b""
+        if not stripped:
+            return _EMPTY
+        try:
+            event = orjson.loads(stripped)
+        except orjson.JSONDecodeError as error:
+            return Reject(Reason.NOT_JSON, f"The record is no JSON: {error}.")
+        if type(event) is not dict:
+            return Reject(
+                Reason.NOT_AN_OBJECT, f"The record is {kind(event)}, and must be a JSON object."
+            )
+        record_hash = self._key_hash.copy()
+        record_hash.update(stripped)
+        try:
+            shared = self._shared(event, timestamp_ms)
+            contributions = [self._identify(event, timestamp_ms, record_hash, shared)]
+            for find_ids, make_group in self._groups:
+                contributions += [
+                    make_group(event, timestamp_ms, record_hash, shared, group_id)
+                    for group_id in find_ids(event)
+                ]
+            if event.get("event_type") == "pageView":
+                return Formatted(
+                    tuple(contributions),
+                    "page",
+                    self._page(event, timestamp_ms, record_hash, shared),
+                )
+            return Formatted(
+                tuple(contributions),
+                "track",
+                self._track(event, timestamp_ms, record_hash, shared),
+            )
+        except Rejected as rejected:
+            return rejected.reject
+
+    def calls(self, value: bytes | None, timestamp_ms: int) -> list[dict[str, Any]] | Reject:
+        """Make a record's calls as plain dicts that share no objects, for who wants to look at them or change them.
+
+        A call has to be serialised in any case, to know that Segment takes it; reading that back is the fastest way
+        to objects of its own, and the surest to the same calls as `format` makes.
+
+        Args:
+            value: the record's value; None for a tombstone.
+            timestamp_ms: Kafka's timestamp of the record, negative if it has none.
+
+        Returns:
+            the calls in order, each with its messageId; or why there are none.
+        """
+        formatted = self.format(value, timestamp_ms)
+        if isinstance(formatted, Reject):
+            return formatted
+        calls = [orjson.loads(render(one)) for one in formatted.contributions]
+        calls.append(orjson.loads(formatted.main))
+        return calls
+
+
+def render(contribution: Contribution) -> bytes:
+    """Serialise a contribution that wasn't merged, under its own id."""
+    return orjson.dumps(contribution.call)
