@@ -129,7 +129,7 @@ def test_secrets_never_show(style: str) -> None:
     stream = io.StringIO()
     logs.configure(secrets=[KEY, PASSWORD], stream=stream, environ={"STREAMER_LOG_FORMAT": style})
     log = structlog.get_logger("x")
-    log.warning("key " + KEY, a=KEY, b={"c": [PASSWORD]}, **{KEY: 1})
+    log.warning("key %s", KEY, a=KEY, b={"c": [PASSWORD]}, **{KEY: 1})
     log.warning("header", authorization="Basic " + base64.b64encode(f"{KEY}:".encode()).decode())
     logging.getLogger("y").warning("a %s, b %r", KEY, [PASSWORD])
     try:
