@@ -1,0 +1,73 @@
+# `make test` or `make demo` is all that a fresh clone needs: the environment is made on the way.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: help demo test test-quick coverage lint format kafka constraints clean
+
+help:
+	@echo "make demo        the whole pipeline with nothing installed: embedded Kafka, generated events, mock Segment"
+	@echo "make test        every test, with coverage (ARGS='tests/core -k offsets' for some of them)"
+	@echo "make test-quick  all but the whole-pipeline tests"
+	@echo "make coverage    every test, and where coverage is missing as pages in htmlcov/"
+	@echo "make lint        ruff, mypy and the contract of who imports whom"
+	@echo "make format      put the code in its form"
+	@echo "make kafka       a real Kafka on loopback until Ctrl-C (ARGS='--port 9092')"
+	@echo "make constraints write constraints.txt anew, with the newest versions that pyproject.toml allows"
+	@echo "make clean       remove the environment and what tools left behind"
+
+demo: $(INSTALLED)
+	$(BIN)/streamer demo $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+
+test-quick: $(INSTALLED)
+	$(BIN)/pytest -m "not e2e" $(ARGS)
+
+coverage: $(INSTALLED)
+	$(BIN)/pytest --cov --cov-report=term --cov-report=html $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+kafka: $(INSTALLED)
+	@PYTHONPATH=tests $(BIN)/python -m kafka_broker $(ARGS)
+
+# The environment is made once, and again when a requirement or a version changes.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "streamer needs Python 3.11 or newer, and there is no $(PYTHON). Name another: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "streamer needs Python 3.11 or newer, and $(PYTHON) is `$(PYTHON) --version 2>&1`." \
+			"Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) has no venv module. Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+constraints:
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/pip install --quiet --upgrade pip
+	build/constraints/bin/pip install --quiet --editable '.[dev]' hatchling
+	@{ sed '/^[^#]/,$$d' constraints.txt; \
+		build/constraints/bin/pip freeze --all --exclude altis-streamer --exclude setuptools; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
