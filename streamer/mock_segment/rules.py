@@ -42,6 +42,15 @@ class Discard(StrEnum):
     TOO_MANY_CALLS = "too_many_calls"  # every call of the request
 
 
+_IF_PRESENT = (
+    ("name", str, Discard.BAD_NAME),
+    ("category", str, Discard.BAD_CATEGORY),
+    ("event", str, Discard.BAD_EVENT),
+    ("context", dict, Discard.BAD_CONTEXT),
+    ("integrations", dict, Discard.BAD_INTEGRATIONS),
+)
+
+
 def discard_reason(call: object) -> Discard | None:
     """Say why Segment would throw a call away, or None if it would take it.
 
@@ -82,16 +91,10 @@ def discard_reason(call: object) -> Discard | None:
     if "properties" in call and not isinstance(call["properties"], dict):
         return Discard.BAD_PROPERTIES
     # Segment's own validator wants these of every type of call, not only where they mean something.
-    if not isinstance(get("name"), str | None):
-        return Discard.BAD_NAME
-    if not isinstance(get("category"), str | None):
-        return Discard.BAD_CATEGORY
-    if not isinstance(event, str | None):
-        return Discard.BAD_EVENT
-    if not isinstance(get("context"), dict | None):
-        return Discard.BAD_CONTEXT
-    if not isinstance(get("integrations"), dict | None):
-        return Discard.BAD_INTEGRATIONS
+    for field, kind_of_value, reason in _IF_PRESENT:
+        value = get(field)
+        if value is not None and not isinstance(value, kind_of_value):
+            return reason
     timestamp = get("timestamp")
     if timestamp is not None and not _is_iso8601(timestamp):
         return Discard.BAD_TIMESTAMP
