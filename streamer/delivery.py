@@ -22,7 +22,7 @@ from streamer.core.limiter import RateLimit
 from streamer.core.model import CALL_TYPES, Delivered, Misconfigured, Refused, Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from streamer.core.aggregate import Lane
     from streamer.core.batch import Batch
@@ -61,19 +61,28 @@ class Transport(Protocol):
 
 
 class Observer(Protocol):
-    """Is told what happens, for metrics and dead letters. None of it may raise or take long."""
+    """Is told what the metrics need."""
 
     def closed(self, batch: Batch) -> None:
         """A batch is about to be sent for the first time."""
 
-    def attempted(self, answer: Answer, retry: bool) -> None:
+    def attempted(self, outcome: Outcome, seconds: float) -> None:
         """An attempt has ended."""
 
-    def delivered(self, batch: Batch, piece: Piece, body_bytes: int, answer: Answer) -> None:
+    def delivered(
+        self, batch: Batch, piece: Piece, body_bytes: int, wire_bytes: int, seconds: float
+    ) -> None:
         """Segment accepted a part of a batch."""
 
-    def refused(self, lane: Lane, batch: Batch, place: int, tries: int, detail: str) -> None:
-        """A call is at fault: it becomes a dead letter, which has to hold the call's chunk before this returns."""
+
+class Handler(Protocol):
+    """What the pipeline does with what delivery says."""
+
+    def refused(self, lane: Lane, batch: Batch, place: int, detail: str) -> None:
+        """Make a dead letter of a call that is at fault; it has to hold the call's chunk before this returns."""
+
+    def progressed(self) -> None:
+        """Look whether there is room to read again: an attempt has ended."""
 
 
 @dataclass(slots=True)
@@ -103,7 +112,8 @@ class Delivery:
 
     Args:
         transport: makes an attempt.
-        observer: is told what happens.
+        handler: takes what can't be delivered.
+        observer: is told what the metrics need.
         concurrency: requests side by side.
         max_requests_per_second: on average.
         interval_seconds: how old the oldest call of a batch becomes before it closes, if a slot is free.
@@ -113,6 +123,7 @@ class Delivery:
     def __init__(
         self,
         transport: Transport,
+        handler: Handler,
         observer: Observer,
         *,
         concurrency: int,
@@ -125,6 +136,7 @@ class Delivery:
         self.in_flight = 0
         self.destinations: dict[str, Destination] = {}
         self._transport = transport
+        self._handler = handler
         self._observer = observer
         self._rate = RateLimit(max_requests_per_second)
         self._jitter = (jitter or random.SystemRandom()).random
@@ -281,6 +293,7 @@ class Delivery:
             self.in_flight -= 1
             self._wake.set()
             self._progress.set()
+            self._handler.progressed()
 
         task.add_done_callback(ended)
 
@@ -301,7 +314,7 @@ class Delivery:
             if not finished:
                 route.destination.abandon()
         now = clock()
-        self._observer.attempted(answer, batch.tries > 0)
+        self._observer.attempted(answer.outcome, answer.seconds)
         outcome = answer.outcome
         if route.destination.finish(permit, outcome, now, self._jitter()):
             _log_state(route.destination)
@@ -335,7 +348,7 @@ class Delivery:
         lane = route.lane
         for kind, calls in batch.counts(*piece):
             lane.ledger.delivered(kind, calls)
-        self._observer.delivered(batch, piece, body_bytes, answer)
+        self._observer.delivered(batch, piece, body_bytes, answer.wire_bytes, answer.seconds)
         other = route.bisecting
         if other is not None and other is not batch and started >= route.bisecting_since:
             route.others_refused = 0
@@ -431,7 +444,7 @@ class Delivery:
 
     def _convict(self, route: _Route, batch: Batch, places: tuple[int, ...]) -> None:
         for place in places:
-            self._observer.refused(route.lane, batch, place, batch.tries, route.refusal)
+            self._handler.refused(route.lane, batch, place, route.refusal)
 
     def _hopeful(self, route: _Route, deadline: float) -> bool:
         """Whether waiting until the deadline can bring this lane on."""
@@ -450,7 +463,10 @@ def _probe_place(batch: Batch, probes: int) -> int | None:
 
 
 def _now_iso() -> bytes:
-    return datetime.fromtimestamp(time.time(), UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:23].encode() + b"Z"
+    return (
+        datetime.fromtimestamp(time.time(), UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:23].encode()
+        + b"Z"
+    )
 
 
 def _log_state(destination: Destination) -> None:
@@ -462,7 +478,7 @@ def _log_state(destination: Destination) -> None:
         )
 
 
-def states(destinations: Iterator[Destination]) -> dict[str, int]:
+def states(destinations: Iterable[Destination]) -> dict[str, int]:
     """Count destinations by state."""
     counts = dict.fromkeys((str(state) for state in State), 0)
     for destination in destinations:

@@ -11,18 +11,17 @@ from base64 import b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import aiohttp
 import orjson
 from isal import igzip
+from yarl import URL
 
 from streamer.core.model import Delivered, Misconfigured, Refused, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from yarl import URL
 
     from streamer.core.model import Outcome
 
@@ -50,24 +49,36 @@ class Answer:
 
 
 class Segment:
-    """Sends bodies to one endpoint.
+    """Sends bodies to one endpoint, while its context is open.
 
     Args:
-        session: whose connections are used; the caller closes it.
         url: of the batch API.
         gzip: whether bodies are compressed.
         timeout_seconds: for a whole request, its answer included.
+        connections: how many requests may be under way.
     """
 
-    def __init__(
-        self, session: aiohttp.ClientSession, url: URL, *, gzip: bool, timeout_seconds: float
-    ) -> None:
-        self._session = session
-        self._url = url
+    def __init__(self, url: str, *, gzip: bool, timeout_seconds: float, connections: int) -> None:
+        self._url = URL(url)
         self._gzip = gzip
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._timeout_seconds = timeout_seconds
-        self._strict = url.host in _SEGMENT_HOSTS
+        self._connections = connections
+        self._strict = self._url.host in _SEGMENT_HOSTS
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._connections),
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
     async def attempt(self, write_key: str, body: bytes, tries: int) -> Answer:
         """Send one body and say what came of it. Nothing but a cancellation is raised.
@@ -77,6 +88,8 @@ class Segment:
             body: JSON, not compressed.
             tries: how often this body's calls were sent before; X-Retry-Count says so.
         """
+        if self._session is None:
+            raise RuntimeError("an attempt outside of Segment's context")
         headers = {
             "Authorization": "Basic " + b64encode(f"{write_key}:".encode()).decode(),
             "Content-Type": "application/json",
@@ -97,7 +110,6 @@ class Segment:
                 data=body,
                 headers=headers,
                 allow_redirects=False,
-                timeout=self._timeout,
             ) as response:
                 text = await response.content.read(_ANSWER_BYTES)
             outcome = classify(response.status, response.headers, text, strict=self._strict)
@@ -121,9 +133,7 @@ def classify(status: int, headers: Mapping[str, str], text: bytes, *, strict: bo
     said = text[:_SHOWN_BYTES].decode("utf-8", "replace").strip()
     if 200 <= status < 300:
         if strict and not _says_success(text):
-            return Retry(
-                "server_error", f"{status} without success in its body: {said!r}", status
-            )
+            return Retry("server_error", f"{status} without success in its body: {said!r}", status)
         return Delivered(status)
     if status in _RETRIED or (status >= 500 and status not in _NEVER_RIGHT):
         reason = "rate_limited" if status == 429 else "timeout" if status == 408 else "server_error"

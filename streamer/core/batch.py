@@ -39,6 +39,21 @@ class Limits:
     max_bytes: int = 475_000
 
 
+@dataclass(frozen=True, slots=True)
+class Ages:
+    """How old records are.
+
+    Attributes:
+        at_most: how many are at most as old as each edge.
+        count: how many there are.
+        total_seconds: the sum of their ages.
+    """
+
+    at_most: list[int]
+    count: int
+    total_seconds: float
+
+
 class Batch:
     """The calls of one request: open while calls are added, then closed, then settled as a whole.
 
@@ -175,9 +190,14 @@ class Batch:
         types = self.types if not start and stop is None else self.types[start:stop]
         return [(kind, n) for index, kind in enumerate(CALL_TYPES) if (n := types.count(index))]
 
+    @property
+    def mains(self) -> int:
+        """How many page and track calls it has: that many records are delivered with it."""
+        return sum(self.types.count(kind) for kind in MAIN_TYPES)
+
     def ages(
         self, now_ms: int, edges: list[float], start: int = 0, stop: int | None = None
-    ) -> list[int]:
+    ) -> Ages:
         """Sort the ages of a piece's records into buckets, once for all of them.
 
         Args:
@@ -185,10 +205,8 @@ class Batch:
             edges: ascending upper edges of the buckets, in seconds.
             start: the first call.
             stop: the call behind the last one.
-
-        Returns:
-            How many records are at most as old as each edge.
         """
         stamps = sorted(t for t in self.timestamps[start:stop] if t >= 0)
         # An age of at most `edge` is a timestamp of at least now - edge.
-        return [len(stamps) - bisect_left(stamps, now_ms - edge * 1000) for edge in edges]
+        at_most = [len(stamps) - bisect_left(stamps, now_ms - edge * 1000) for edge in edges]
+        return Ages(at_most, len(stamps), (len(stamps) * now_ms - sum(stamps)) / 1000)

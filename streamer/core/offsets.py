@@ -122,3 +122,12 @@ class Offsets:
     def pending(self) -> int:
         """Count the chunks that aren't settled, wherever they stand."""
         return sum(1 for chunks in self._chunks.values() for chunk in chunks if chunk.holders)
+
+    def oldest_timestamp(self) -> int | None:
+        """The Kafka timestamp, in milliseconds, at which the oldest unsettled chunk begins; None if there is none."""
+        stamps = [
+            next(chunk.timestamps[0] for chunk in chunks if chunk.holders)
+            for chunks in self._chunks.values()
+            if any(chunk.holders for chunk in chunks)
+        ]
+        return min(stamps, default=None)

@@ -1,0 +1,74 @@
+"""`streamer run`: the service."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+
+from streamer.config import Config, load_config
+from streamer.logs import configure
+from streamer.pipeline import Pipeline
+
+log = structlog.get_logger()
+
+
+def run(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The TOML file with the settings.")
+    ] = None,
+    interval: Annotated[str | None, typer.Option(help="Overrides flush.interval.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Overrides flush.concurrency.")] = None,
+    port: Annotated[int | None, typer.Option(help="Overrides server.port.")] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Forward events from Kafka to Segment until SIGTERM or SIGINT; a second signal stops at once."""
+    configure(log_level)
+    settings = load_config(
+        config,
+        {"flush.interval": interval, "flush.concurrency": concurrency, "server.port": port},
+    )
+    configure(log_level, secrets=secrets_of(settings))
+    if not settings.segment.enabled:
+        log.info("segment.enabled is false: nothing to do")
+        return
+    asyncio.run(forward(settings))
+
+
+def secrets_of(settings: Config) -> list[str]:
+    """What no line of the log may show."""
+    found = (settings.segment.write_key, settings.kafka.sasl_password)
+    return [secret.get_secret_value() for secret in found if secret]
+
+
+async def forward(settings: Config) -> None:
+    """Run a pipeline until a signal comes.
+
+    Args:
+        settings: all of them.
+    """
+    stop = asyncio.Event()
+    pipeline = Pipeline(settings)
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)  # a second one means now; what isn't committed is read again
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    await pipeline.run(stop)
+    account = pipeline.account
+    log.info(
+        "stopped",
+        consumed=account.consumed.total(),
+        delivered=account.delivered,
+        dead_lettered=account.dead_lettered.total(),
+        released=account.released,
+    )

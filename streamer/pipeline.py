@@ -1,0 +1,388 @@
+"""The spine: Kafka, source, transform, aggregate, batch, delivery, Segment; and back, the offsets.
+
+A generation is one assignment of partitions: its offsets, its ledger, its share of memory and its lanes begin and end
+together. After every await between reading a record and adding its calls, the generation is looked at again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from streamer.config import require_write_key
+from streamer.core.account import Account, Ledger
+from streamer.core.aggregate import Lane, Merging
+from streamer.core.batch import Limits
+from streamer.core.budget import Budget, Share
+from streamer.core.destination import State
+from streamer.core.mapping import default_mapping, overlay
+from streamer.core.model import CALL_TYPES, DeadLetter, Reason, Reject
+from streamer.core.offsets import Chunk, Offsets
+from streamer.core.transform import Transform
+from streamer.dead_letter import DeadLetters, FileSink, KafkaSink
+from streamer.delivery import Delivery, states
+from streamer.metrics import Metrics, Readings
+from streamer.segment import Segment
+from streamer.server import serve
+from streamer.source import DRAIN_TIMEOUT, Source, Subscription
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aiokafka import ConsumerRecord
+
+    from streamer.config import Config
+    from streamer.core.batch import Batch
+    from streamer.core.model import Partition
+
+log = structlog.get_logger()
+
+_SLICE_BYTES = 256_000
+"""Bytes of records that are processed in one stretch; 3 ms of the event loop's time, of which heartbeats need some."""
+_DRAIN_SHARE = 0.8
+"""How much of `shutdown_timeout` may pass before the offsets are committed and the group is left."""
+
+
+def make_transform(config: Config, write_key: str) -> Transform:
+    """Compile the mapping that the configuration describes.
+
+    Args:
+        config: all settings.
+        write_key: what the calls' ids are keyed with.
+
+    Raises:
+        MappingError: the mapping or a group map breaks the grammar.
+    """
+    return Transform(
+        write_key=write_key,
+        mapping=overlay(default_mapping(), config.transform.mapping),
+        groups=[group.model_dump() for group in config.groups],
+    )
+
+
+@dataclass(slots=True)
+class Generation:
+    """One assignment of partitions.
+
+    Attributes:
+        offsets: what is safe to commit.
+        ledger: what writes the account.
+        share: of the memory budget.
+        lane: what is open, waiting and in flight.
+        ended: whether its partitions were taken away.
+    """
+
+    offsets: Offsets
+    ledger: Ledger
+    share: Share
+    lane: Lane
+    ended: bool = False
+
+
+class Pipeline:
+    """Forwards from Kafka to Segment until it is told to stop.
+
+    Args:
+        config: all settings.
+
+    Attributes:
+        account: every record's and every call's fate.
+        registry: the metrics.
+        port: where the server listens, while the pipeline runs.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.account = Account()
+        self.registry = CollectorRegistry()
+        self.port = 0
+        self._config = config
+        self._write_key = require_write_key(config)
+        self._format = make_transform(config, self._write_key).format
+        self._budget = Budget(config.flush.memory_budget)
+        self._generation: Generation | None = None
+        self._room = asyncio.Event()
+        self._stop_at: float | None = None
+        connection = config.kafka.connection()
+        self._metrics = Metrics(
+            self.registry,
+            self._readings,
+            interval_seconds=config.flush.interval,
+            max_calls=config.flush.max_calls,
+            max_bytes=config.flush.max_bytes,
+        )
+        self._source = Source(
+            connection,
+            Subscription(
+                topics=config.kafka.topics,
+                pattern=config.kafka.topic_pattern,
+                group_id=config.kafka.group_id,
+                auto_offset_reset=config.kafka.auto_offset_reset,
+                session_timeout_seconds=config.kafka.session_timeout,
+            ),
+            handler=self,
+            observer=self._metrics,
+        )
+        self._segment = Segment(
+            config.segment.url,
+            gzip=config.segment.gzip,
+            timeout_seconds=config.segment.timeout,
+            connections=config.flush.concurrency,
+        )
+        self._delivery = Delivery(
+            self._segment,
+            handler=self,
+            observer=self._metrics,
+            concurrency=config.flush.concurrency,
+            max_requests_per_second=config.flush.max_requests_per_second,
+            interval_seconds=config.flush.interval,
+        )
+        letters = config.dead_letter
+        self._letters = DeadLetters(
+            FileSink(letters.file) if letters.file else KafkaSink(str(letters.topic), connection),
+            self._metrics.letter_failed,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Forward until `stop` is set; then send what flows, commit, leave the group, and return.
+
+        Args:
+            stop: set by a signal.
+
+        Raises:
+            StartError: the server's port is taken.
+        """
+        server = self._config.server
+        async with (
+            serve(server.host, server.port, self.registry, self.not_ready) as self.port,
+            self._segment,
+            asyncio.TaskGroup() as tasks,
+        ):
+            log.info("streamer runs", metrics=f"http://{server.host}:{self.port}/metrics")
+            background = [
+                tasks.create_task(self._delivery.run()),
+                tasks.create_task(self._letters.run()),
+                tasks.create_task(self._metrics.watch_loop()),
+            ]
+            source = tasks.create_task(self._source.run())
+            await stop.wait()
+            await self._stop(source)
+            for task in background:
+                task.cancel()
+
+    def not_ready(self) -> list[str]:
+        """Say why this process can't do its work now: a sentence each, none when it can."""
+        reasons = []
+        if self._source.failing:
+            reasons.append(f"Kafka: {self._source.failing}")
+        elif self._source.assignment is None:
+            reasons.append("Kafka: the consumer group is sharing its partitions out")
+        reasons += [
+            f"Segment: {destination.reason}"
+            for destination in self._delivery.destinations.values()
+            if destination.state is State.MISCONFIGURED
+        ]
+        if self._stop_at is not None:
+            reasons.append("stopping")
+        return reasons
+
+    # --- records in: what the source asks -------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """Whether the memory budget is spent."""
+        return self._budget.spent
+
+    async def room(self) -> None:
+        """Wait until the memory budget isn't spent."""
+        while self._budget.spent:
+            self._room.clear()
+            await self._room.wait()
+
+    def assigned(self, partitions: frozenset[Partition]) -> None:  # noqa: ARG002 - offsets come with the chunks
+        """Begin a generation."""
+        flush, aggregate = self._config.flush, self._config.aggregate
+        ledger, share = self.account.ledger(), self._budget.share()
+        lane = Lane(
+            write_key=self._write_key,
+            limits=Limits(flush.max_calls, flush.max_bytes),
+            merging=Merging(aggregate.identify, aggregate.group),
+            nonce=secrets.token_bytes(16),
+            ledger=ledger,
+            share=share,
+        )
+        self._generation = Generation(Offsets(), ledger, share, lane)
+        self._delivery.begin(lane)
+
+    async def read(self, records: Sequence[tuple[Partition, Sequence[ConsumerRecord]]]) -> None:
+        """Take in what was read: note it all, then transform it slice by slice."""
+        generation = self._generation
+        if generation is None or generation.ended:
+            return  # read while the partitions were taken away: the next owner reads it again
+        now = asyncio.get_running_loop().time()
+        chunks = [
+            (self._note(generation, partition, together), together)
+            for partition, together in records
+        ]
+        for (chunk, size), together in chunks:
+            await self._process(generation, chunk, together, now)
+            if generation.ended:
+                return
+            chunk.let_go()
+            generation.share.give(size)
+        self._delivery.notify()
+
+    def _note(
+        self, generation: Generation, partition: Partition, records: Sequence[ConsumerRecord]
+    ) -> tuple[Chunk, int]:
+        chunk = Chunk(
+            partition,
+            [record.offset for record in records],
+            [record.timestamp for record in records],
+            [record.key for record in records],
+        )
+        size = sum(len(record.value) for record in records if record.value is not None)
+        generation.offsets.add(chunk)
+        generation.ledger.consumed(partition[0], len(records), size)
+        generation.share.take(size)
+        return chunk, size
+
+    async def _process(
+        self, generation: Generation, chunk: Chunk, records: Sequence[ConsumerRecord], now: float
+    ) -> None:
+        done = 0
+        for number, record in enumerate(records):
+            value = record.value
+            made = self._format(value, record.timestamp)
+            if isinstance(made, Reject):
+                self._reject(generation, chunk, record, made)
+            else:
+                generation.lane.add(made, chunk, number, record.timestamp, now)
+            done += len(value or b"")
+            if done >= _SLICE_BYTES:
+                done = 0
+                self._delivery.notify()
+                await asyncio.sleep(0)
+                if generation.ended:
+                    return
+
+    def committable(self, partition: Partition, position: int | None) -> int | None:
+        """Say which offset is safe to commit."""
+        generation = self._generation
+        return None if generation is None else generation.offsets.committable(partition, position)
+
+    async def revoked(self) -> None:
+        """Take in nothing more of this generation, and send what flows."""
+        generation = self._generation
+        if generation is None:
+            return
+        generation.ended = True
+        clock = asyncio.get_running_loop().time
+        if self._stop_at is None:
+            trigger, deadline = "rebalance", clock() + DRAIN_TIMEOUT
+        else:
+            trigger, deadline = "shutdown", self._stop_at
+        await self._delivery.drain(trigger, deadline - clock())
+        await self._letters.drain(max(deadline - clock(), 0.0))
+
+    async def ended(self) -> None:
+        """Throw away what is left of the generation; it is read again by who has the partitions next."""
+        generation, self._generation = self._generation, None
+        if generation is None:
+            return
+        await self._delivery.end()
+        self._letters.forget()
+        if generation.ledger.records:
+            log.info("records go back to Kafka undelivered", records=generation.ledger.records)
+        generation.ledger.end()
+        generation.share.end()
+        self._room.set()
+
+    # --- dead letters ---------------------------------------------------------------------------
+
+    def _reject(
+        self, generation: Generation, chunk: Chunk, record: ConsumerRecord, reject: Reject
+    ) -> None:
+        letter = DeadLetter(
+            kind="record",
+            reason=reject.reason,
+            detail=reject.detail,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            timestamp_ms=record.timestamp if record.timestamp >= 0 else None,
+            key=record.key,
+            value=record.value,
+            headers=tuple(record.headers),
+        )
+        ledger = generation.ledger
+        self._put(letter, chunk, generation.share, lambda: ledger.dead_lettered(reject.reason))
+
+    def refused(self, lane: Lane, batch: Batch, place: int, detail: str) -> None:
+        """Make a dead letter of a call that Segment refused when it stood alone."""
+        chunk = batch.chunks[batch.chunk_numbers[place]]
+        number = batch.records[place]
+        kind = CALL_TYPES[batch.types[place]]
+        timestamp = chunk.timestamps[number]
+        letter = DeadLetter(
+            kind="call",
+            reason=Reason.REFUSED,
+            detail=f"Segment refused this {kind} call: {detail}",
+            topic=chunk.partition[0],
+            partition=chunk.partition[1],
+            offset=chunk.offsets[number],
+            timestamp_ms=timestamp if timestamp >= 0 else None,
+            key=chunk.keys[number],
+            value=batch.calls[place],
+            tries=batch.tries,
+        )
+        self._put(letter, chunk, lane.share, lambda: lane.ledger.refused(kind, Reason.REFUSED))
+
+    def _put(
+        self, letter: DeadLetter, chunk: Chunk, share: Share, count: Callable[[], None]
+    ) -> None:
+        chunk.hold()
+
+        def acknowledged() -> None:
+            count()
+            chunk.let_go()
+
+        self._letters.put(letter, share, acknowledged)
+
+    # --- the rest -------------------------------------------------------------------------------
+
+    def progressed(self) -> None:
+        """Look whether there is room to read again."""
+        if not self._budget.spent:
+            self._room.set()
+
+    async def _stop(self, source: asyncio.Task[None]) -> None:
+        timeout = self._config.shutdown_timeout
+        now = asyncio.get_running_loop().time()
+        log.info("stopping: sending what flows, then committing", seconds_at_most=timeout)
+        self._stop_at = now + timeout * _DRAIN_SHARE
+        self._source.stop()
+        done, _ = await asyncio.wait({source}, timeout=timeout)
+        if not done:
+            log.warning("not everything could be committed in time; it is read again")
+            source.cancel()
+
+    def _readings(self) -> Readings:
+        generation, delivery = self._generation, self._delivery
+        return Readings(
+            account=self.account,
+            memory_limit=self._budget.limit,
+            memory_used=self._budget.used,
+            lag=self._source.lag(),
+            committed=self._source.committed,
+            assigned=len(self._source.assignment or ()),
+            requests=delivery.in_flight,
+            concurrency=delivery.concurrency,
+            destinations=states(delivery.destinations.values()),
+            open_profiles=generation.lane.open_profiles if generation else 0,
+            oldest_pending_ms=generation.offsets.oldest_timestamp() if generation else None,
+        )
