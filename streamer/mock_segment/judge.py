@@ -117,7 +117,7 @@ class Judge:
             if reason is not None:
                 fate = "discarded"
                 self.stats.discarded[kind or "other"] += 1
-                self.stats.discards[reason] += 1
+                self.stats.discards[reason.value] += 1
             else:
                 if message_id is None:
                     message_id = call["messageId"] = f"mock-{uuid4().hex}"

@@ -175,7 +175,7 @@ class MockSegment:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop listening; requests that hang or wait are dropped."""
+        """Stop listening; requests that are delayed are taken at once, those that hang are dropped."""
         await self._close()
 
     async def _close(self) -> None:

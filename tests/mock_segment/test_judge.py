@@ -184,7 +184,7 @@ def test_a_user_has_traits_of_its_own_in_each_group() -> None:
         st.tuples(
             st.integers(0, 9),  # the messageId
             st.sampled_from("uv"),
-            st.dictionaries(st.sampled_from("abc"), st.integers(), max_size=3),
+            st.dictionaries(st.sampled_from("abc"), st.integers(0, 99), max_size=3),
             st.booleans(),  # whether a new request begins
         )
     )
@@ -213,11 +213,11 @@ def test_profiles_end_where_the_first_of_each_id_in_order_end(
 @pytest.mark.parametrize("journal_calls", [True, False])
 def test_the_journal_holds_the_same_lines_as_memory(tmp_path: Path, journal_calls: bool) -> None:
     path = tmp_path / "journal.ndjson"
-    judge = Judge(
-        journal=Journal(path), journal_calls=journal_calls, known_keys=["key"], keep_calls=True
-    )
+    journal = Journal(path)
+    judge = Judge(journal=journal, journal_calls=journal_calls, known_keys=["key"], keep_calls=True)
     send(judge, track("m1"), track("m1"), 5, {"type": "track", "messageId": 5})
     send(judge, track("m2"), key="wrong")
+    journal.close()
     expected = judge.lines if journal_calls else [line._replace(call=None) for line in judge.lines]
     assert list(read_journal(path)) == expected
     assert judge.lines[0] == Line(
@@ -239,7 +239,7 @@ def test_the_journal_holds_the_same_lines_as_memory(tmp_path: Path, journal_call
     ]
     assert judge.lines[3].message_id is None
     assert judge.lines[-1].request == judge.lines[0].request + 1
-    assert b"wrong" not in path.read_bytes().replace(b"unknown_write_key", b"")
+    assert b"wrong" not in path.read_bytes()
 
 
 def test_the_counts_say_how_large_requests_were_and_how_old_sent_at() -> None:
