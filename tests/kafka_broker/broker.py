@@ -67,10 +67,15 @@ class KafkaBroker:
     Args:
         properties: laid over the server.properties that this class writes.
         port: where it listens; a free one if not given.
+        defaults: False takes the properties for all there is, but for the folder.
     """
 
     def __init__(
-        self, properties: Mapping[str, str] | None = None, *, port: int | None = None
+        self,
+        properties: Mapping[str, str] | None = None,
+        *,
+        port: int | None = None,
+        defaults: bool = True,
     ) -> None:
         self.port = port or free_port()
         self.bootstrap = f"127.0.0.1:{self.port}"
@@ -78,8 +83,11 @@ class KafkaBroker:
         self.log_path = self._folder / "broker.log"
         self._config = self._folder / "server.properties"
         self._process: subprocess.Popen[bytes] | None = None
-        settings = _server_properties(self.port, free_port(), self._folder / "data")
+        settings = _server_properties(self.port, free_port()) if defaults else {}
         settings.update(properties or {})
+        settings["log.dirs"] = str(self._folder / "data")
+        # One controller that others may join, unless the properties name all there will ever be.
+        self._quorum = [] if "controller.quorum.voters" in settings else ["--standalone"]
         self._config.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
 
     def __enter__(self) -> Self:
@@ -216,7 +224,7 @@ class KafkaBroker:
 
     def _format(self, java: list[str]) -> None:
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        arguments = ["format", "--standalone", "-t", cluster_id, "-c", str(self._config)]
+        arguments = ["format", *self._quorum, "-t", cluster_id, "-c", str(self._config)]
         done = subprocess.run(
             [*java, "kafka.tools.StorageTool", *arguments],
             capture_output=True,
@@ -243,7 +251,7 @@ class KafkaBroker:
         return self.log_path.read_text(errors="replace")[-4000:]
 
 
-def _server_properties(port: int, controller_port: int, data: Path) -> dict[str, str]:
+def _server_properties(port: int, controller_port: int) -> dict[str, str]:
     broker, controller = f"127.0.0.1:{port}", f"127.0.0.1:{controller_port}"
     return {
         "process.roles": "broker,controller",
@@ -254,7 +262,6 @@ def _server_properties(port: int, controller_port: int, data: Path) -> dict[str,
         "controller.listener.names": "CONTROLLER",
         "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
         "inter.broker.listener.name": "PLAINTEXT",
-        "log.dirs": str(data),
         "num.partitions": "4",
         # One node has no replicas; the defaults want three.
         "offsets.topic.replication.factor": "1",
