@@ -265,7 +265,7 @@ class _Module:
         if "traits" not in tree:
             function.line("traits, traits_json = {}, b'{}'")
         function.checks(call_type, tree)
-        function.line(f"serialised(call, {call_type!r})  # for its length")
+        function.measure(call_type, tree)
         ids = [function.made.get(key) for key in ("userId", "anonymousId")]
         profile = " or ".join(filter(None, ids))
         pair = ", ".join(f"{one} or None" if one else "None" for one in ids)
@@ -420,7 +420,7 @@ class _Function:
         parts = []
         for number, part in enumerate(merge.parts):
             value = self._in_python(part, *place, str(number))
-            parts.append(f"flattened({value})" if isinstance(part, Path) else value)
+            parts.append(value if isinstance(part, Path) else f"({value},)")
         name = self._variable(*place)
         self.line(f"{name} = merged({', '.join(parts)})")
         return name
@@ -576,6 +576,28 @@ class _Function:
             self.line(f"if {wrong}:")
             self.line(f"    raise Rejected(not_an_object({call_type!r}, {key!r}, {name}))")
 
+    def measure(self, call_type: str, tree: Mapping[str, Node]) -> None:
+        """Hold a contribution to Segment's limit, without serialising it if it is surely short."""
+        fixed, texts = 0, []
+        for key, node in tree.items():
+            fixed += 6 * len(key) + 8
+            if key in TEXT_KEYS:
+                texts.append(f"len({self.made[key]} or '')")
+            elif isinstance(node, Static):
+                fixed += 6 * len(node.text)
+            elif key in {"timestamp", "messageId"} and (self._is_time(node) or key == "messageId"):
+                fixed += 64
+            elif key != "traits" and not self._is_time(node):
+                texts = []
+                break
+        if texts:
+            self.line("# a character is six bytes of JSON at most")
+            rest = MAX_CALL_BYTES - fixed
+            self.line(f"if len(traits_json) + 6 * ({' + '.join(texts)}) > {rest}:")
+            self.line(f"    serialised(call, {call_type!r})  # for its length alone")
+        else:
+            self.line(f"serialised(call, {call_type!r})  # for its length alone")
+
     def _reject(self, condition: str, reason: Reason, detail: str) -> None:
         self.line(f"if {condition}:")
         self.line(f"    raise Rejected(Reject(Reason.{reason.name}, {detail!a}))")
@@ -627,32 +649,28 @@ def _item(value: Any, index: int) -> Any:  # noqa: ANN401 - any JSON value
     return value if index == 0 else None
 
 
-def _flattened(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """Flatten an object for a merge: lists and objects in it give way to their first element; what is empty goes."""
-    if type(value) is not dict or _SCALARS.issuperset(map(type, value.values())):
-        return value
-    flat = {}
-    for key, element in value.items():
-        first = element
-        if type(first) is list:
-            if not first:
-                continue
-            first = first[0]
-        elif type(first) is dict:
-            if not first:
-                continue
-            first = next(iter(first.values()))
-        if first or (first is not None and first not in _EMPTY):
-            flat[key] = first
-    return flat
-
-
 def _merged(*parts: Any) -> dict[str, Any] | list[Any]:  # noqa: ANN401 - any JSON value
-    """Lay the objects over one another; if there are none, append the lists; scalars are left out."""
+    """Lay objects over one another; if there are none, append the lists; scalars are left out.
+
+    What is found at a path is flattened: a list or object in it gives way to its first element, and what is empty goes.
+    A branch of the mapping, which comes as a tuple of one, gives its keys as they are.
+    """
     merged: dict[str, Any] = {}
     for part in parts:
         if type(part) is dict:
-            merged.update(part)
+            if _SCALARS.issuperset(map(type, part.values())):
+                merged.update(part)
+                continue
+            for key, element in part.items():
+                first = element
+                if type(element) is list:
+                    first = element[0] if element else None
+                elif type(element) is dict:
+                    first = next(iter(element.values())) if element else None
+                if first or (first is not None and first not in _EMPTY):
+                    merged[key] = first
+        elif type(part) is tuple:
+            merged.update(part[0])
     if merged:
         return merged
     return [element for part in parts if type(part) is list for element in part] or merged
@@ -699,23 +717,29 @@ def _hash_of(mapped: object, key_hash: blake2b, record_hash: blake2b) -> blake2b
     return mapped_hash
 
 
-def _json_of(value: Any, call_type: str) -> bytes:  # noqa: ANN401 - any JSON value
-    """Serialise a call or its traits."""
+def _json_of(traits: Any, call_type: str) -> bytes:  # noqa: ANN401 - any JSON value
+    """Serialise the traits of a call."""
     try:
-        return orjson.dumps(value)
-    except (
-        TypeError
-    ):  # all values are JSON's: only their depth can be wrong, of which orjson takes 254
-        detail = f"The {call_type} call is nested too deeply: over 250 levels."
-        raise Rejected(Reject(Reason.INVALID_CALL, detail)) from None
+        return orjson.dumps(traits)
+    except TypeError:
+        raise Rejected(_too_deep(call_type)) from None
 
 
 def _serialised(call: dict[str, Any], call_type: str) -> bytes:
     """Serialise a call, and hold it to Segment's limit."""
-    serialised = _json_of(call, call_type)
+    try:
+        serialised = orjson.dumps(call)
+    except TypeError:
+        raise Rejected(_too_deep(call_type)) from None
     if len(serialised) > MAX_CALL_BYTES:
         raise Rejected(too_large(call, len(serialised)))
     return serialised
+
+
+def _too_deep(call_type: str) -> Reject:
+    # All values are JSON's own: only their depth can be wrong, of which orjson takes 254.
+    detail = f"The {call_type} call is nested too deeply: over 250 levels."
+    return Reject(Reason.INVALID_CALL, detail)
 
 
 def _guarded(name: str, callback: Callback) -> Callable[[Any, str], Any]:
@@ -784,7 +808,6 @@ _NAMESPACE: dict[str, Any] = {
     "Rejected": Rejected,
     "copied": _copied,
     "first_text": _first_text,
-    "flattened": _flattened,
     "hash_of": _hash_of,
     "item": _item,
     "json_of": _json_of,

@@ -422,9 +422,11 @@ def _second(seconds: int) -> str:
 
 def milliseconds_to_iso8601(milliseconds: object) -> str | None:
     """Give `2022-02-01T00:05:11.400Z` for milliseconds since 1970; None for what is no such number or after 9999."""
-    if type(milliseconds) is float and _FIRST_MILLISECOND <= milliseconds < _LAST_MILLISECOND + 1:
+    if type(milliseconds) is not int:
+        if type(milliseconds) is not float or not math.isfinite(milliseconds):
+            return None
         milliseconds = math.floor(milliseconds)
-    if type(milliseconds) is not int or not _FIRST_MILLISECOND <= milliseconds <= _LAST_MILLISECOND:
+    if not _FIRST_MILLISECOND <= milliseconds <= _LAST_MILLISECOND:
         return None
     return _second(milliseconds // 1000) + _MILLISECONDS[milliseconds % 1000]
 

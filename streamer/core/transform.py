@@ -93,23 +93,18 @@ class Transform:
         record_hash.update(stripped)
         try:
             shared = self._shared(event, timestamp_ms)
-            contributions = [self._identify(event, timestamp_ms, record_hash, shared)]
+            identify = self._identify(event, timestamp_ms, record_hash, shared)
+            contributions: tuple[Contribution, ...] = (identify,)
             for find_ids, make_group in self._groups:
-                contributions += [
+                contributions += tuple(
                     make_group(event, timestamp_ms, record_hash, shared, group_id)
                     for group_id in find_ids(event)
-                ]
-            if event.get("event_type") == "pageView":
-                return Formatted(
-                    tuple(contributions),
-                    "page",
-                    self._page(event, timestamp_ms, record_hash, shared),
                 )
-            return Formatted(
-                tuple(contributions),
-                "track",
-                self._track(event, timestamp_ms, record_hash, shared),
-            )
+            if event.get("event_type") == "pageView":
+                main = self._page(event, timestamp_ms, record_hash, shared)
+                return Formatted(contributions, "page", main)
+            main = self._track(event, timestamp_ms, record_hash, shared)
+            return Formatted(contributions, "track", main)
         except Rejected as rejected:
             return rejected.reject
 
