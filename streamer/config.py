@@ -96,11 +96,8 @@ def parse_duration(value: object) -> float:
         raise ValueError(  # noqa: TRY004 - pydantic collects ValueErrors
             f'a duration needs a unit, in quotes: "{value}s" for seconds, "{value}ms" for thousandths'
         )
-    match = (
-        re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", value.strip())
-        if isinstance(value, str)
-        else None
-    )
+    text = value.strip() if isinstance(value, str) else ""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", text, re.ASCII)
     if match is None:
         raise ValueError(
             'must be a duration: a number and ms, s, m or h, such as "250ms", "1.5s" or "10m"'
@@ -143,7 +140,7 @@ def duration_text(seconds: float) -> str:
         count = seconds / _DURATION_UNITS[unit]
         if seconds and count.is_integer():
             return f"{count:.0f}{unit}"
-    return f"{seconds * 1000:g}ms" if seconds else "0s"
+    return f"{seconds * 1000:.3f}".rstrip("0").rstrip(".") + "ms" if seconds else "0s"
 
 
 def size_text(size: int) -> str:
@@ -849,7 +846,7 @@ def _from_environment(environ: Mapping[str, str]) -> tuple[list[tuple[str, str, 
         if variable in _VARIABLES:
             found.append((variable, _VARIABLES[variable], value))
         elif "__" in variable:
-            near = _nearest(variable, list(_VARIABLES))
+            near = _nearest(variable, list(_VARIABLES), 0.8)
             problems.append(
                 f"{variable}: unknown setting" + (f"; did you mean {near}?" if near else "")
             )
@@ -989,18 +986,30 @@ def _mapping_keys() -> list[str]:
 
 def _unknown(key: str, known: list[str]) -> str:
     section, _, name = key.rpartition(".")
-    elsewhere = [candidate for candidate in known if candidate.rpartition(".")[2] == name]
-    near = elsewhere[0] if elsewhere else _nearest(key, known)
-    if near:
-        hint = ", which stands above the first [section]" if "." not in near and section else ""
-        return f"unknown setting; did you mean {near}{hint}?"
-    siblings = [candidate for candidate in known if candidate.rpartition(".")[0] == section]
+    siblings = [_within(candidate, section) for candidate in known if _within(candidate, section)]
+    elsewhere: dict[str, str] = {}
+    for candidate in known:
+        elsewhere.setdefault(candidate.rpartition(".")[2], candidate)
+    if near := _nearest(name, siblings, 0.6):
+        return f"unknown setting; did you mean {section + '.' if section else ''}{near}?"
+    if near := _nearest(name, list(elsewhere), 0.8):
+        meant = elsewhere[near]
+        hint = "" if "." in meant else ", which stands above the first [section]"
+        return f"unknown setting; did you mean {meant}{hint}?"
     if section and siblings:
-        return f"unknown setting; there are {', '.join(siblings)}"
-    sections = sorted({candidate.partition(".")[0] for candidate in known})
-    return f"unknown setting; there are {', '.join(sections)}"
+        return f"unknown setting; {section} has {', '.join(siblings)}"
+    return f"unknown setting; there are {', '.join(dict.fromkeys(key.partition('.')[0] for key in known))}"
 
 
-def _nearest(key: str, known: list[str]) -> str | None:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+def _within(key: str, section: str) -> str:
+    """The next part of a key behind a section, empty if the key isn't in it."""
+    if not section:
+        return key.partition(".")[0]
+    return (
+        key.removeprefix(f"{section}.").partition(".")[0] if key.startswith(f"{section}.") else ""
+    )
+
+
+def _nearest(name: str, known: list[str], cutoff: float) -> str | None:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return close[0] if close else None
