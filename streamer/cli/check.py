@@ -231,7 +231,8 @@ def explain(error: Exception, security_protocol: str) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate isn't trusted: {error.verify_message} (kafka.ssl_cafile says which are)"
     if isinstance(error, ssl.SSLError):
-        return f"no TLS with it: {_SSL_SOURCE.sub('', error.strerror or '')}: does its listener speak {security_protocol}?"
+        reason = _SSL_SOURCE.sub("", error.strerror or "")
+        return f"no TLS with it: {reason}: does its listener speak {security_protocol}?"
     if isinstance(error, TimeoutError):
         return f"no answer in time: is it a Kafka broker, and does its listener speak {security_protocol}?"
     if isinstance(error, SaslAuthenticationFailed):
