@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 KAFKA_TIMEOUT = 10.0
 """Seconds that Kafka may take to answer."""
 
+_NAME_MISMATCH = {
+    62,
+    64,
+}  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
 _SSL_SOURCE = re.compile(r" \(_ssl\.c:\d+\)")  # OpenSSL's errors end in a place in CPython's source
 
 
@@ -122,7 +126,13 @@ async def reach(settings: Config, timeout_seconds: float = KAFKA_TIMEOUT) -> lis
     )
     try:
         async with asyncio.timeout(timeout_seconds):
-            await client.bootstrap()
+            try:
+                await client.bootstrap()
+            except KafkaError:
+                # A listener with SASL tells anyone its versions, and hangs up on who asks for more without logging in.
+                raise StartError(
+                    f"Kafka at {reached[0]}: {_hangs_up(kafka.security_protocol)}"
+                ) from None
             brokers = [f"{broker.host}:{broker.port}" for broker in client.cluster.brokers()]
             try:
                 cluster = await client.fetch_all_metadata()
@@ -229,6 +239,8 @@ def explain(error: Exception, security_protocol: str) -> str:
     if isinstance(error, socket.gaierror):
         return "the host's name can't be resolved"
     if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in _NAME_MISMATCH:
+            return f"its certificate is for another name: {error.verify_message}"
         return f"its certificate isn't trusted: {error.verify_message} (kafka.ssl_cafile says which are)"
     if isinstance(error, ssl.SSLError):
         reason = _SSL_SOURCE.sub("", error.strerror or "")
@@ -238,12 +250,13 @@ def explain(error: Exception, security_protocol: str) -> str:
     if isinstance(error, SaslAuthenticationFailed):
         return "it refuses kafka.sasl_username and kafka.sasl_password"
     if isinstance(error, UnsupportedSaslMechanismError):
-        offered = re.findall(r"[A-Z][A-Z0-9-]+", str(error).rpartition(":")[2])
-        return "it doesn't offer kafka.sasl_mechanism" + (
-            f"; it offers {', '.join(offered)}" if offered else ""
-        )
+        return "it doesn't offer kafka.sasl_mechanism"
     if isinstance(error, IllegalSaslStateError):
         return f"its listener doesn't speak {security_protocol}"
     if isinstance(error, KafkaConnectionError | ConnectionError):
-        return f"it closed the connection: does its listener speak {security_protocol}?"
+        return _hangs_up(security_protocol)
     return str(error) or type(error).__name__
+
+
+def _hangs_up(security_protocol: str) -> str:
+    return f"it closed the connection: does its listener speak {security_protocol}?"
