@@ -6,7 +6,7 @@ and the ratio can be held against that of another machine.
     python benchmarks/transform.py
 """
 
-# ruff: noqa: INP001, T201 - a script to run, which prints
+# ruff: noqa: T201 - a script, which prints
 
 from __future__ import annotations
 

@@ -109,7 +109,10 @@ def compile_mapping(
     Raises:
         MappingError: a tree breaks the grammar, or can't make a call that Segment would keep.
     """
-    trees = {name: _parse_call(mapping.get(name), name, name, callbacks) for name in CALL_TYPES}
+    trees = {
+        name: _parse_call(mapping.get(name), name, f"transform.mapping.{name}", callbacks)
+        for name in CALL_TYPES
+    }
     module = _Module(trees, callbacks)
     module.shared()
     module.contribution("identify", "identify", trees["identify"], role=b"\0identify")
@@ -313,7 +316,8 @@ class _Module:
                 # ours: gives text or None whatever it is given, and needs no guard
                 self._callback_names[name] = "milliseconds_to_iso8601"
             else:
-                known = _unique(f"call_{_identifier(name)}", self.callbacks)
+                # in capitals, which no variable has
+                known = _unique(_identifier(name).upper(), {*_NAMESPACE, *self.callbacks})
                 self._callback_names[name] = known
                 self.callbacks[known] = _guarded(name, callback)
         return self._callback_names[name]

@@ -252,8 +252,9 @@ def group_tree(group: Mapping[str, Any], group_map: GroupMap, place: str) -> dic
     Raises:
         MappingError: the map has no `field`, or one of the wrong kind.
     """
-    over = {key: value for key, value in group_map.items() if key not in {"field", "each"}}
-    field = group_map.get("field", over.get("groupId"))
+    if not isinstance(group_map, Mapping):
+        raise MappingError(f"{place}: expected a dict with a field; found {_shown(group_map)}")
+    field = group_map.get("field", group_map.get("groupId"))
     if not isinstance(field, str) or not field:
         raise MappingError(
             f"{place}.field: expected the path of the group's id, such as"
@@ -262,6 +263,11 @@ def group_tree(group: Mapping[str, Any], group_map: GroupMap, place: str) -> dic
     each = group_map.get("each", False)
     if not isinstance(each, bool):
         raise MappingError(f"{place}.each: expected true or false; found {_shown(each)}")
+    over = {
+        "groupId" if key == "field" else key: value
+        for key, value in group_map.items()
+        if key != "each"
+    }
     return {**group, **over, "groupId": field}
 
 
@@ -296,6 +302,8 @@ def _parse(tree: Any, place: str, callbacks: Mapping[str, Callback], depth: int)
         for key, value in tree.items():
             if not isinstance(key, str):
                 raise MappingError(f"{place}: expected keys that are text; found {_shown(key)}")
+            if not _is_utf8(key):
+                raise MappingError(f"{place}: expected keys that UTF-8 can hold; found {key!a}")
             node = _parse(value, f"{place}.{key}", callbacks, depth + 1)
             if not isinstance(node, Nothing):
                 items.append((key, node))
@@ -321,10 +329,8 @@ def _parse_leaf(leaf: str, place: str, callbacks: Mapping[str, Callback]) -> Nod
     path, bar, name = leaf.rpartition("|")
     if not bar:
         path, name = leaf, ""
-    try:
-        leaf.encode()
-    except UnicodeEncodeError:
-        raise MappingError(f"{place}: expected text that UTF-8 can hold; found {leaf!a}") from None
+    if not _is_utf8(leaf):
+        raise MappingError(f"{place}: expected text that UTF-8 can hold; found {leaf!a}")
     if name == "static":
         return Static(path)
     keys = tuple(path.split(".")) if path else ()
@@ -369,6 +375,15 @@ def resolve_callback(name: str, place: str, callbacks: Mapping[str, Callback]) -
 def _nearest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(known))}"
+
+
+def _is_utf8(characters: str) -> bool:
+    """Say whether a text has no lone surrogates, which Python's JSON and escapes let in and orjson can't write."""
+    try:
+        characters.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shown(value: object) -> str:

@@ -1,0 +1,92 @@
+"""`streamer transform`: events in, Segment calls out, without any network."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import orjson
+import typer
+
+from streamer.config import load_config
+from streamer.core.model import Reject
+from streamer.errors import StartError
+from streamer.pipeline import make_transform
+
+if TYPE_CHECKING:
+    from streamer.core.transform import Transform
+
+PLACEHOLDER_WRITE_KEY = "streamer-transform"
+"""Stands for the write key, which messageIds are keyed with, where none is configured: the same ids on each run."""
+
+_NO_TIMESTAMP = -1
+
+
+def transform(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="NDJSON file of events, one JSON object a line; standard input without it."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="TOML file with the mapping and the groups; without it the default mapping.",
+        ),
+    ] = None,
+    show_code: Annotated[
+        bool,
+        typer.Option(
+            "--show-code", help="Print the Python that the mapping compiles to, and stop."
+        ),
+    ] = False,
+) -> None:
+    """Turn events into Segment calls: one JSON array of calls for each line.
+
+    Rejected lines are said on standard error with their reason; the exit status is 1 if there were any. The messageIds
+    are those that `streamer run` sends if the same write key is configured. A line has no Kafka timestamp, so an event
+    without a usable one of its own is rejected as bad_timestamp.
+    """
+    settings = load_config(config)
+    write_key = settings.segment.write_key
+    key = "" if write_key is None else write_key.get_secret_value()
+    compiled = make_transform(settings, key or PLACEHOLDER_WRITE_KEY)
+    if show_code:
+        typer.echo(compiled.source, nl=False)
+        return
+    try:
+        with nullcontext(sys.stdin.buffer) if file is None else file.open("rb") as lines:
+            rejected = _transform(lines, compiled)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise  # who reads our output has stopped
+        raise StartError(f"{file or 'standard input'} can't be read: {error.strerror}") from error
+    if rejected:
+        raise typer.Exit(1)
+
+
+def _transform(lines: Iterable[bytes], compiled: Transform) -> int:
+    """Write the calls of each line, and say on standard error what is rejected.
+
+    Returns:
+        the number of rejected lines.
+    """
+    output: BinaryIO = typer.get_binary_stream("stdout")
+    rejected = 0
+    for number, line in enumerate(lines, start=1):
+        calls = compiled.calls(line, _NO_TIMESTAMP)
+        if isinstance(calls, Reject):
+            rejected += 1
+            output.flush()  # so that the two streams stay in step on a terminal
+            typer.echo(f"line {number}: {calls.reason}: {calls.detail}", err=True)
+        else:
+            output.write(orjson.dumps(calls, option=orjson.OPT_APPEND_NEWLINE))
+    output.flush()
+    return rejected

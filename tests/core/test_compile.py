@@ -1,0 +1,298 @@
+"""The compiled functions mean what the mapping says: held against a plain interpreter, and looked at by example."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reference.interpreter import Interpreter
+from reference.strategies import altis_events, group_maps, mappings, plain_events
+from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
+from streamer.core.model import Reason, Reject
+from streamer.core.transform import Transform
+from streamer.errors import MappingError
+
+KAFKA_TIME_MS = 1_650_000_000_123
+
+
+def raises(value: Any) -> Any:
+    raise LookupError(f"no {value!r}")
+
+
+CALLBACKS = {
+    **BUILTIN_CALLBACKS,
+    "raises": raises,
+    "boxed": lambda value: [value, {"boxed": value}],
+    "nulled": lambda _: None,
+    "emptied": lambda _: {},
+}
+
+
+def made(
+    value: bytes, timestamp_ms: int, transform: Transform, interpreter: Interpreter
+) -> tuple[bytes, bytes]:
+    """What the compiled functions and the interpreter make of a record, each as JSON or as its reason."""
+    calls = transform.calls(value, timestamp_ms)
+    expected = interpreter.calls(value, timestamp_ms)
+    return (
+        calls.reason.encode() if isinstance(calls, Reject) else orjson.dumps(calls),
+        expected.encode() if isinstance(expected, Reason) else orjson.dumps(expected),
+    )
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(plain_events, mappings(), group_maps)
+def test_any_mapping_gives_what_the_interpreter_gives(
+    event: dict[str, Any], mapping: dict[str, Any], groups: list[dict[str, Any]]
+) -> None:
+    transform = Transform(write_key="key", mapping=mapping, groups=groups, callbacks=CALLBACKS)
+    interpreter = Interpreter("key", mapping, groups, CALLBACKS)
+    compiled, interpreted = made(orjson.dumps(event), KAFKA_TIME_MS, transform, interpreter)
+    assert compiled == interpreted
+
+
+DEFAULT_GROUPS: list[dict[str, Any]] = [
+    {"field": "endpoint.Attributes.Company", "each": True, "traits": {"plan": "attributes.plan"}},
+    {"field": "endpoint.Attributes.plan", "traits": "endpoint.Metrics"},
+]
+DEFAULT = (
+    Transform(write_key="k" * 65, groups=DEFAULT_GROUPS),
+    Interpreter("k" * 65, default_mapping(), DEFAULT_GROUPS, BUILTIN_CALLBACKS),
+)
+
+
+@settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+@given(altis_events, st.sampled_from([KAFKA_TIME_MS, -1, 2**62]))
+def test_the_default_mapping_gives_what_the_interpreter_gives(
+    event: dict[str, Any], timestamp_ms: int
+) -> None:
+    compiled, interpreted = made(b" %s\n" % orjson.dumps(event), timestamp_ms, *DEFAULT)
+    assert compiled == interpreted
+
+
+# --- the grammar, row by row -------------------------------------------------------------------------------------
+
+
+def property_of(tree: Any, event: dict[str, Any]) -> Any:
+    """What a tree at `properties.x` gives, None if the key is left out."""
+    mapping = default_mapping()
+    mapping["track"]["properties"] = {"x": tree}
+    record = orjson.dumps(
+        {"event_type": "e", "event_timestamp": 1, "endpoint": {"Id": "i"}, **event}
+    )
+    calls = Transform(write_key="", mapping=mapping, callbacks=CALLBACKS).calls(record, -1)
+    assert isinstance(calls, list)
+    return calls[-1].get("properties", {}).get("x")
+
+
+@pytest.mark.parametrize(
+    ("tree", "event", "expected"),
+    [
+        ("a.b", {"a": {"b": 5}}, 5),
+        ("a.1", {"a": ["x", "y"]}, "y"),
+        ("a.1", {"a": {"1": "y"}}, "y"),
+        ("a.2", {"a": ["x", "y"]}, None),
+        ("a.01", {"a": ["x", "y"]}, None),
+        ("a.-1", {"a": ["x", "y"]}, None),
+        ("a.1_0", {"a": list(range(12))}, None),
+        ("a.٠", {"a": ["x"]}, None),  # noqa: RUF001 - a digit, but none of JSON's
+        ("a.99999999999999999999", {"a": ["x"]}, None),
+        ("a.0", {"a": "scalar"}, "scalar"),
+        ("a.0", {"a": False}, False),
+        ("a.1", {"a": "scalar"}, None),
+        ("a.b", {"a": "scalar"}, None),
+        ("a.0.b", {"a": [{"b": 1}]}, 1),
+        ("a|b|strtoupper", {"a|b": "x"}, "X"),
+        ("a|strtoupper", {}, None),
+        ("a|raises", {"a": None}, None),
+        (
+            "|json_encode",
+            {"a": 1},
+            '{"event_type":"e","event_timestamp":1,"endpoint":{"Id":"i"},"a":1}',
+        ),
+        ("a.b|static", {"a": {"b": 1}}, "a.b"),
+        ("|static", {}, ""),
+        ("", {"": 1}, None),
+        ({"y": "", "z": None}, {}, None),
+        ("a", {"a": ""}, ""),
+        ("a", {"a": 0}, 0),
+        ("a", {"a": False}, False),
+        ("a", {"a": {}}, None),
+        ("a", {"a": []}, None),
+        ("a", {"a": {"b": None, "c": []}}, {"b": None, "c": []}),
+        ({"y": {"z": "a"}}, {"a": 1}, {"y": {"z": 1}}),
+    ],
+)
+def test_a_leaf_gives_what_the_grammar_says(
+    tree: Any, event: dict[str, Any], expected: object
+) -> None:
+    assert property_of(tree, event) == expected
+
+
+@pytest.mark.parametrize(
+    ("tree", "event", "expected"),
+    [
+        (["a", "b"], {"a": {"x": 1, "y": 2}, "b": {"x": 3}}, [("x", 3), ("y", 2)]),
+        (["a"], {"a": {"x": ["f", "g"], "y": {"h": 1, "i": 2}}}, [("x", "f"), ("y", 1)]),
+        (["a"], {"a": {"x": None, "y": [], "z": {}, "u": [None], "v": [[]], "w": 0}}, [("w", 0)]),
+        (["a", "b"], {"a": {"x": 1}, "b": {"x": None}}, [("x", 1)]),
+        (["a"], {"a": {"x": [["f", "g"]]}}, [("x", ["f", "g"])]),
+        (["a", {"y": "b"}], {"a": {"x": 1}, "b": ["f", "g"]}, [("x", 1), ("y", ["f", "g"])]),
+        (["a", "b"], {"a": {"x": 1}, "b": ["f"]}, [("x", 1)]),
+        (["a", "b"], {"a": {"x": 1}, "b": 5}, [("x", 1)]),
+    ],
+)
+def test_objects_merge_in_order(
+    tree: Any, event: dict[str, Any], expected: list[tuple[str, Any]]
+) -> None:
+    assert list(property_of(tree, event).items()) == expected
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        ({"a": ["f"], "b": ["g", "h"]}, ["f", "g", "h"]),
+        ({"b": ["g"]}, ["g"]),
+        ({"a": 5, "b": ["g"]}, ["g"]),
+        ({"a": 5}, None),
+        ({"a": [None, []]}, [None, []]),
+    ],
+)
+def test_lists_are_appended(event: dict[str, Any], expected: object) -> None:
+    assert property_of(["a", "b"], event) == expected
+
+
+# --- callbacks ---------------------------------------------------------------------------------------------------
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+def gives_unspeakable(_: Any) -> Any:
+    raise UnspeakableError
+
+
+def cyclic(_: Any) -> Any:
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    return cycle
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        raises,
+        gives_unspeakable,
+        cyclic,
+        lambda _: float("nan"),
+        lambda _: {"deep": [float("inf")]},
+        lambda _: {1: "a key that isn't text"},
+        lambda _: "\ud800",
+        lambda _: {"\ud800": 1},
+        lambda _: object(),
+        lambda _: b"bytes",
+        lambda _: {1, 2},
+        lambda _: 10**400,
+    ],
+)
+def test_a_callback_that_raises_or_gives_what_json_cannot_hold_rejects_the_record(
+    callback: Any,
+) -> None:
+    mapping = default_mapping()
+    mapping["track"]["context"]["ip"] = "attributes.ip|broken"
+    transform = Transform(write_key="", mapping=mapping, callbacks={"broken": callback})
+    record = b'{"event_type":"e","event_timestamp":1,"endpoint":{"Id":"i"},"attributes":{"ip":"1"}}'
+    reject = transform.format(record, -1)
+    assert isinstance(reject, Reject)
+    assert reject.reason is Reason.CALLBACK_FAILED
+    assert "broken" in reject.detail
+    assert "attributes.ip" in reject.detail
+    reject.detail.encode()
+
+
+class Text(str):
+    __slots__ = ()
+
+
+def test_what_a_callback_gives_becomes_plain_json() -> None:
+    given_value = {"t": (1, 2), Text("s"): Text("x"), "big": 2**70, "b": True, "n": None}
+    CALLBACKS["gives"] = lambda _: given_value
+    try:
+        assert property_of("|gives", {}) == {
+            "t": [1, 2], "s": "x", "big": float(2**70), "b": True, "n": None,
+        }  # fmt: skip
+    finally:
+        del CALLBACKS["gives"]
+
+
+def test_a_callback_runs_only_for_calls_that_are_made() -> None:
+    mapping = default_mapping()
+    mapping["page"]["context"]["ip"] = "|raises"
+    transform = Transform(write_key="", mapping=mapping, callbacks=CALLBACKS)
+    track = b'{"event_type":"e","event_timestamp":1,"endpoint":{"Id":"i"}}'
+    assert isinstance(transform.calls(track, -1), list)
+    page = track.replace(b'"e"', b'"pageView"')
+    reject = transform.calls(page, -1)
+    assert isinstance(reject, Reject)
+    assert reject.reason is Reason.CALLBACK_FAILED
+
+
+# --- the source --------------------------------------------------------------------------------------------------
+
+
+def test_the_source_is_python_that_looks_each_value_up_once() -> None:
+    source = Transform(write_key="").source
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    assert [one.name for one in functions] == ["shared", "identify", "page", "track"]
+    for function in functions:
+        lookups = [
+            ast.unparse(node)
+            for node in ast.walk(function)
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".get")
+        ]
+        assert len(lookups) == len(set(lookups))
+
+
+def test_a_mapping_cannot_smuggle_code_into_the_source() -> None:
+    evil = "x'\n    import os  # \"]"
+    mapping = default_mapping()
+    mapping["track"]["properties"] = {evil: {evil: f"{evil}.y", "z": f"{evil}|static"}}
+    transform = Transform(write_key="", mapping=mapping, groups=[{"field": evil}])
+    assert not [n for n in ast.walk(ast.parse(transform.source)) if isinstance(n, ast.Import)]
+    record = {"event_type": "e", "event_timestamp": 1, "endpoint": {"Id": "i"}, evil: {"y": 1}}
+    calls = transform.calls(orjson.dumps(record), -1)
+    assert isinstance(calls, list)
+    assert calls[-1]["properties"] == {evil: {evil: 1, "z": evil}}
+
+
+@pytest.mark.parametrize(
+    ("call_type", "change", "place"),
+    [
+        ("track", {"type": "screen|static"}, "track.type"),
+        ("page", {"type": ""}, "page.type"),
+        ("identify", {"userId": "", "anonymousId": ""}, "identify: expected a path at userId"),
+        ("track", {"event": ""}, "track.event"),
+        ("group", {"context": 5}, "group.context"),
+    ],
+)
+def test_a_tree_that_can_make_no_call_is_an_error_at_the_start(
+    call_type: str, change: dict[str, Any], place: str
+) -> None:
+    mapping = default_mapping()
+    mapping[call_type].update(change)
+    with pytest.raises(MappingError, match=place):
+        Transform(write_key="", mapping=mapping)
+
+
+def test_every_type_of_call_needs_a_tree() -> None:
+    mapping: dict[str, Any] = default_mapping()
+    del mapping["group"]
+    with pytest.raises(MappingError, match="group: expected the tree of a call"):
+        Transform(write_key="", mapping=mapping)
