@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
-    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     Message,
@@ -35,6 +34,11 @@ Partition: TypeAlias = tuple[str, int]
 """A topic's name and a partition's number."""
 
 TIMEOUT_SECONDS = 60.0
+_COORDINATOR = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}
 QUIET = {"log_level": 0}
 """librdkafka logs to stderr; what goes wrong here is raised instead."""
 
@@ -184,24 +188,20 @@ class Kafka:
         """
         return await asyncio.to_thread(self._read, topic)
 
-    async def committed(self, group: str, topic: str | None = None) -> dict[Partition, int]:
+    async def committed(self, group: str, topic: str) -> dict[Partition, int]:
         """Reads what a consumer group has committed.
+
+        The admin client's call for that isn't used: it crashed the interpreter while the group's coordinator wasn't
+        available yet.
 
         Args:
             group: its `group.id`.
-            topic: only this topic's partitions; all if not given.
+            topic: whose partitions are asked for.
 
         Returns:
             The committed offset of each partition that has one.
         """
-        asked = [ConsumerGroupTopicPartitions(group)]
-        done = self._admin.list_consumer_group_offsets(asked)
-        offsets = await asyncio.to_thread(done[group].result, TIMEOUT_SECONDS)
-        return {
-            (found.topic, found.partition): found.offset
-            for found in offsets.topic_partitions
-            if found.offset >= 0 and topic in (None, found.topic)
-        }
+        return await asyncio.to_thread(self._committed, group, topic)
 
     async def end_offsets(self, topic: str) -> dict[Partition, int]:
         """Reads where a topic ends.
@@ -236,11 +236,11 @@ class Kafka:
             raise KafkaException(found.error)
         return sorted(found.partitions)
 
-    def _consumer(self) -> Consumer:
+    def _consumer(self, group: str = "never-joined") -> Consumer:
         return Consumer(
             {
                 "bootstrap.servers": self.bootstrap,
-                "group.id": "never-joined",  # librdkafka wants one; partitions are assigned by hand
+                "group.id": group,  # librdkafka wants one; partitions are assigned by hand
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
                 "fetch.wait.max.ms": 10,  # an end is told by a fetch that waited in vain
@@ -248,6 +248,23 @@ class Kafka:
                 **QUIET,
             }
         )
+
+    def _committed(self, group: str, topic: str) -> dict[Partition, int]:
+        wanted = [TopicPartition(topic, number) for number in self._partitions(topic)]
+        consumer = self._consumer(group)
+        try:
+            deadline = time.monotonic() + TIMEOUT_SECONDS
+            while True:
+                try:
+                    found = consumer.committed(wanted, TIMEOUT_SECONDS)
+                    break
+                except KafkaException as error:  # a fresh cluster is still making its offsets topic
+                    if error.args[0].code() not in _COORDINATOR or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.1)
+        finally:
+            consumer.close()
+        return {(part.topic, part.partition): part.offset for part in found if part.offset >= 0}
 
     def _end_offsets(self, topic: str) -> dict[Partition, int]:
         consumer = self._consumer()
