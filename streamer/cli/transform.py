@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -61,15 +60,19 @@ def transform(
     if show_code:
         typer.echo(compiled.source, nl=False)
         return
-    try:
-        with nullcontext(sys.stdin.buffer) if file is None else file.open("rb") as lines:
-            rejected = _transform(lines, compiled)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise  # who reads our output has stopped
-        raise StartError(f"{file or 'standard input'} can't be read: {error.strerror}") from error
+    with _opened(file) as lines:
+        rejected = _transform(lines, compiled)
     if rejected:
         raise typer.Exit(1)
+
+
+def _opened(file: Path | None) -> AbstractContextManager[BinaryIO]:
+    if file is None:
+        return nullcontext(typer.get_binary_stream("stdin"))
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise StartError(f"{file} can't be read: {error.strerror}") from error
 
 
 def _transform(lines: Iterable[bytes], compiled: Transform) -> int:

@@ -194,21 +194,15 @@ class _Module:
         self._known_callbacks = callbacks
         self._callback_names: dict[str, str] = {}
         self._functions: list[_Function] = []
-        identify, page, track = (trees[name] for name in ("identify", "page", "track"))
-        # Only what identify wants in any case, so that no callback runs for a call that isn't made.
-        self._common = {
-            key: identify[key]
-            for key in _SHARED_KEYS
-            if key in identify and identify[key] == page.get(key) == track.get(key)
-        }
+        # What identify takes, and the main call mostly too: nothing else, so that no callback runs for a call that
+        # isn't made.
+        identify = trees["identify"]
+        self._common = {key: identify[key] for key in _SHARED_KEYS if key in identify}
         self._names = [_VARIABLES.get(key, key) for key in self._common]
-        # Traits, which most mappings put into identify and into the context of the main call: serialised once.
+        # Traits, which most mappings put into the context of the main call too: serialised once.
         traits = identify.get("traits")
-        self._traits: Merge | Branch | None = None
-        if isinstance(traits, Merge | Branch) and all(
-            any(_holds(node, traits) for node in tree.values()) for tree in (page, track)
-        ):
-            self._traits = traits
+        self._traits = traits if isinstance(traits, Merge | Branch) else None
+        if self._traits is not None:
             self._names += ["traits", "traits_json"]
 
     def source(self) -> str:
@@ -344,6 +338,11 @@ class _Function:
     def line(self, line: str) -> None:
         self._lines.append(f"    {line}")
 
+    def _comment(self, comment: str) -> None:
+        """Write a comment, unless what a mapping put into it would be more than one."""
+        if comment.isascii() and comment.isprintable():
+            self.line(f"# {comment}")
+
     def _variable(self, *keys: str) -> str:
         """Give a new variable a name that tells where its value is from."""
         name = _unique(_identifier("_".join(keys)), self._taken)
@@ -359,16 +358,18 @@ class _Function:
         if keys not in self._variables:
             *parents, key = keys
             index = index_of(key)
+            name = self._variable(*keys[-2:])
             if index is None or not parents:
-                looked_up = f"{self._object(tuple(parents))}.get({key!a})"
+                self.line(f"{name} = {self._object(tuple(parents))}.get({key!a})")
             else:
                 value = self._path(tuple(parents))
-                first = (
-                    f"{value}[0] if type({value}) is list and {value} else " if index == 0 else ""
-                )
-                looked_up = f"None if {value} is None else {first}item({value}, {index})"
-            self._variables[keys] = self._variable(*keys[-2:])
-            self.line(f"{self._variables[keys]} = {looked_up}")
+                found = f"item({name}, {index})"
+                if index == 0:  # by far the most frequent one: a call saved
+                    found = f"{name}[0] if type({name}) is list and {name} else {found}"
+                self.line(f"{name} = {value}")
+                self.line(f"if {name} is not None:")
+                self.line(f"    {name} = {found}")
+            self._variables[keys] = name
         return self._variables[keys]
 
     def _object(self, keys: tuple[str, ...]) -> str:
@@ -431,6 +432,7 @@ class _Function:
 
     def _branch(self, branch: Branch, *place: str) -> str:
         name = self._variable(*place)
+        self._comment(".".join(place))
         texts = {}  # those that come first stand in the literal
         for key, node in branch.items:
             if not isinstance(node, Static):
@@ -549,6 +551,7 @@ class _Function:
         places = [(self.made[key], tree[key]) for key in ("userId", "anonymousId") if key in tree]
         found = " or ".join(name for name, _ in places)
         where = " nor ".join(_place(node) for _, node in places)
+        self._comment("what Segment would throw away")
         self._reject(
             f"not ({found})",
             Reason.NO_IDENTITY,
@@ -604,14 +607,9 @@ class _Function:
 
     def _reject(self, condition: str, reason: Reason, detail: str) -> None:
         self.line(f"if {condition}:")
-        self.line(f"    raise Rejected(Reject(Reason.{reason.name}, {detail!a}))")
-
-
-def _holds(node: Node, wanted: Node) -> bool:
-    """Say whether a node is, or holds as a key's value, another."""
-    if node == wanted:
-        return True
-    return isinstance(node, Branch) and any(_holds(item, wanted) for _, item in node.items)
+        self.line("    raise Rejected(")
+        self.line(f"        Reject(Reason.{reason.name}, {detail!a})")
+        self.line("    )")
 
 
 def _place(node: Node) -> str:

@@ -207,7 +207,8 @@ def test_traits_that_are_merged_change_nothing_else(traits: Any) -> None:
     mapping["identify"]["context"] = {"traits": traits}
     mapping["page"]["context"]["traits"] = traits
     mapping["track"]["context"]["traits"] = traits
-    groups = [{"field": "endpoint.Id", "traits": traits, "context": {"traits": traits}}] * 2
+    before_and_after = {"context": {"traits": traits}, "extra": {"traits": traits}}
+    groups = [{"field": "endpoint.Id", "traits": traits, **before_and_after}] * 2
     transform = Transform(write_key="key", mapping=mapping, groups=groups)
     plain = calls_of(transform, changed())
     formatted = transform.format(changed(), -1)
