@@ -22,8 +22,11 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from aiokafka.errors import (
     CommitFailedError,
     IllegalStateError,
+    KafkaConnectionError,
     KafkaError,
 )
+
+from streamer.bootstrap import failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +49,8 @@ _COMMIT_TIMEOUT = 10.0
 _COMMIT_TIMEOUTS_TO_REBUILD = 6
 _POSITION_TIMEOUT = 0.2
 _START_TIMEOUT = 20.0
-_STOP_TIMEOUT = 10.0
+_STOP_TIMEOUT = 5.0
+_PROBE_TIMEOUT = 5.0
 _RETRY_DELAY = 3.0
 _REBALANCE_TIMEOUT = 30.0
 _END_OFFSETS_INTERVAL = 30.0
@@ -221,11 +225,21 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         try:
             async with asyncio.timeout(_START_TIMEOUT):
                 await consumer.start()
+        except KafkaConnectionError as error:
+            raise KafkaConnectionError(await self._why_unreachable() or str(error)) from None
         except TimeoutError:
             topics = ", ".join(subscription.topics) or subscription.pattern
             raise TimeoutError(
                 f"Kafka gave no partitions of {topics} within {_START_TIMEOUT:g} s; does the topic exist?"
             ) from None
+
+    async def _why_unreachable(self) -> str:
+        causes = []
+        for server in self._connection["bootstrap_servers"]:
+            cause = await failure(server, self._connection, _PROBE_TIMEOUT)
+            if cause:
+                causes.append(f"{server}: {cause}")
+        return "; ".join(causes)
 
     async def _serve(self, consumer: AIOKafkaConsumer) -> None:
         self._commit_timeouts = 0
@@ -265,7 +279,9 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         await asyncio.gather(closing, return_exceptions=True)
 
     def _say(self, error: BaseException) -> None:
-        self.failing = str(error) or type(error).__name__
+        # aiokafka's errors print their name before what they say.
+        said = error.args[0] if isinstance(error, KafkaError) and error.args else error
+        self.failing = str(said) or type(error).__name__
         log.error("no records from Kafka; trying again", reason=self.failing)
 
     # --- reading --------------------------------------------------------------------------------

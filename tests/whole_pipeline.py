@@ -13,20 +13,22 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 import orjson
-from kafka_broker.topics import Kafka, ToProduce, fresh_name
 from prometheus_client.parser import text_string_to_metric_families
-from reference.interpreter import Interpreter
 
+from kafka_broker.topics import Kafka, ToProduce, fresh_name
+from reference.interpreter import Interpreter
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
 from streamer.core.model import Reason
 from streamer.mock_segment import Fault, MockSegment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 WRITE_KEY = "a-write-key-of-thirty-two-chars-0"
 GROUP_FIELD = "endpoint.Attributes.AudienceId"
@@ -272,7 +274,7 @@ def _expect(produced: Iterable[Produced]) -> _Expected:
             expected.rejects[place.partition, place.offset] = (calls, record)
             continue
         for call in calls:
-            user = call.get("userId", call.get("anonymousId"))
+            user = str(call.get("userId", call.get("anonymousId")))
             # The order of a user's calls is Kafka's only within one partition.
             assert partitions.setdefault(user, place.partition) == place.partition
             match call["type"]:

@@ -4,41 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import socket
-import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import create_conn
-from aiokafka.errors import (
-    IllegalSaslStateError,
-    KafkaConnectionError,
-    KafkaError,
-    SaslAuthenticationFailed,
-    UnsupportedSaslMechanismError,
-)
+from aiokafka.errors import KafkaError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from streamer.bootstrap import failure, hangs_up
 from streamer.config import effective, load_config, require_write_key
 from streamer.errors import StartError
 from streamer.pipeline import make_transform
 
 if TYPE_CHECKING:
-    from streamer.config import Config, KafkaSettings
+    from collections.abc import Mapping
+
+    from streamer.config import Config
 
 KAFKA_TIMEOUT = 10.0
 """Seconds that Kafka may take to answer."""
-
-_NAME_MISMATCH = {
-    62,
-    64,
-}  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
-_SSL_SOURCE = re.compile(r" \(_ssl\.c:\d+\)")  # OpenSSL's errors end in a place in CPython's source
 
 
 def check(
@@ -111,9 +98,10 @@ async def reach(settings: Config, timeout_seconds: float = KAFKA_TIMEOUT) -> lis
         StartError: Kafka can't be reached, or a topic to read doesn't exist.
     """
     kafka = settings.kafka
+    connection = kafka.connection()
     reached, failures = [], []
     for server in kafka.bootstrap_servers:
-        cause = await _failure(server, kafka, timeout_seconds)
+        cause = await failure(server, connection, timeout_seconds)
         if cause is None:
             reached.append(server)
         else:
@@ -121,7 +109,7 @@ async def reach(settings: Config, timeout_seconds: float = KAFKA_TIMEOUT) -> lis
     if not reached:
         raise StartError("\n".join(failures))
     client = AIOKafkaClient(
-        **{**kafka.connection(), "bootstrap_servers": reached},
+        **{**connection, "bootstrap_servers": reached},
         request_timeout_ms=int(timeout_seconds * 1000),
     )
     try:
@@ -131,14 +119,14 @@ async def reach(settings: Config, timeout_seconds: float = KAFKA_TIMEOUT) -> lis
             except KafkaError:
                 # A listener with SASL tells anyone its versions, and hangs up on who asks for more without logging in.
                 raise StartError(
-                    f"Kafka at {reached[0]}: {_hangs_up(kafka.security_protocol)}"
+                    f"Kafka at {reached[0]}: {hangs_up(kafka.security_protocol)}"
                 ) from None
             brokers = [f"{broker.host}:{broker.port}" for broker in client.cluster.brokers()]
             try:
                 cluster = await client.fetch_all_metadata()
             except KafkaError:
                 raise StartError(
-                    await _unreachable(brokers, reached[0], kafka, timeout_seconds)
+                    await _unreachable(brokers, reached[0], connection, timeout_seconds)
                 ) from None
     except TimeoutError:
         raise StartError(
@@ -189,12 +177,12 @@ def _count(number: int, what: str) -> str:
 
 
 async def _unreachable(
-    brokers: list[str], server: str, kafka: KafkaSettings, timeout_seconds: float
+    brokers: list[str], server: str, connection: Mapping[str, Any], timeout_seconds: float
 ) -> str:
     """Why brokers can't be reached although one told their addresses."""
     causes = []
     for broker in brokers:
-        cause = await _failure(broker, kafka, timeout_seconds / max(1, len(brokers)) / 2)
+        cause = await failure(broker, connection, timeout_seconds / max(1, len(brokers)) / 2)
         if cause:
             causes.append(f"{broker} ({cause})")
     if causes:
@@ -203,60 +191,3 @@ async def _unreachable(
             " brokers, which clients must be able to reach"
         )
     return f"Kafka at {server} took the connection, but told nothing of its topics"
-
-
-async def _failure(server: str, kafka: KafkaSettings, timeout_seconds: float) -> str | None:
-    """What keeps a connection from one broker, None if nothing does.
-
-    `AIOKafkaClient.bootstrap` only says that it failed; the connection that it makes says why.
-    """
-    options = kafka.connection()
-    del options["bootstrap_servers"]
-    host, _, port = server.rpartition(":")
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            connection = await create_conn(
-                host.strip("[]"),
-                int(port),
-                request_timeout_ms=int(timeout_seconds * 1000),
-                **options,
-            )
-    except (OSError, KafkaError) as error:  # time-outs are OSErrors
-        return explain(error, kafka.security_protocol)
-    connection.close()
-    return None
-
-
-def explain(error: Exception, security_protocol: str) -> str:
-    """Say what an error of a connection means for who configured it.
-
-    Args:
-        error: what `aiokafka.conn.create_conn` raised.
-        security_protocol: what was spoken.
-    """
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused: nothing listens there"
-    if isinstance(error, socket.gaierror):
-        return "the host's name can't be resolved"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code in _NAME_MISMATCH:
-            return f"its certificate is for another name: {error.verify_message}"
-        return f"its certificate isn't trusted: {error.verify_message} (kafka.ssl_cafile says which are)"
-    if isinstance(error, ssl.SSLError):
-        reason = _SSL_SOURCE.sub("", error.strerror or "")
-        return f"no TLS with it: {reason}: does its listener speak {security_protocol}?"
-    if isinstance(error, TimeoutError):
-        return f"no answer in time: is it a Kafka broker, and does its listener speak {security_protocol}?"
-    if isinstance(error, SaslAuthenticationFailed):
-        return "it refuses kafka.sasl_username and kafka.sasl_password"
-    if isinstance(error, UnsupportedSaslMechanismError):
-        return "it doesn't offer kafka.sasl_mechanism"
-    if isinstance(error, IllegalSaslStateError):
-        return f"its listener doesn't speak {security_protocol}"
-    if isinstance(error, KafkaConnectionError | ConnectionError):
-        return _hangs_up(security_protocol)
-    return str(error) or type(error).__name__
-
-
-def _hangs_up(security_protocol: str) -> str:
-    return f"it closed the connection: does its listener speak {security_protocol}?"

@@ -18,7 +18,8 @@ from aiokafka.errors import (
 )
 
 from kafka_broker.broker import KafkaBroker, free_port
-from streamer.cli.check import check, explain, reach
+from streamer.bootstrap import explain
+from streamer.cli.check import check, reach
 from streamer.config import Config, load_config
 from streamer.demo.broker import EmbeddedBroker
 from streamer.errors import ConfigError, MappingError, StartError

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import orjson
 import pytest
+
 from kafka_broker.topics import Kafka, ToProduce
 from reference.interpreter import Interpreter
-from whole_pipeline import WRITE_KEY, Stage
-
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
 from streamer.core.model import Reason
 from streamer.demo.events import generate
 from streamer.mock_segment import Fault
+from whole_pipeline import WRITE_KEY, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
