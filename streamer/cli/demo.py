@@ -91,6 +91,9 @@ async def _demo(events: int, rate: int, interval: str, seed: int) -> bool:
         )
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(pipeline.run(stop))
+            # The group is being made.
+            while pipeline.not_ready() and not progress.stopped:  # noqa: ASYNC110 - no event says so
+                await asyncio.sleep(0.05)
             watching = tasks.create_task(_watch(console, pipeline, segment, progress))
             await _produce(broker.bootstrap, pipeline, progress, events, rate, seed)
             settled = await _settled(pipeline, progress)
@@ -174,14 +177,20 @@ async def _watch(
     console: Console, pipeline: Pipeline, segment: MockSegment, progress: _Progress
 ) -> None:
     """Print a line a second."""
+    columns = ("produced", "delivered", "dead letters", "in flight", "requests", "calls merged")
+    console.print("  ".join(columns))
     while True:
         await asyncio.sleep(1)
         account, stats = pipeline.account, segment.stats
-        console.print(
-            f"produced {progress.produced:>6}  delivered {account.delivered:>6}"
-            f"  dead {account.dead_lettered.total():>3}  in flight {account.in_flight:>4}"
-            f"  requests {stats.requests_total:>4}  merged {sum(account.merged.values()):>6}"
+        numbers = (
+            progress.produced,
+            account.delivered,
+            account.dead_lettered.total(),
+            account.in_flight,
+            stats.requests_total,
+            sum(account.merged.values()),
         )
+        console.print("  ".join(f"{n:>{len(c)}}" for n, c in zip(numbers, columns, strict=True)))
 
 
 def _decided(account: Account) -> int:
