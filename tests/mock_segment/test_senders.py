@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from segment.analytics.client import Client
 
@@ -119,29 +119,33 @@ def _known_difference(call: dict[str, Any]) -> set[Discard]:
     return reasons
 
 
-wild = st.sampled_from([None, "", "text", 0, 1, -2.5, True, False, [], ["text"], {}, {"a": 1}])
-mostly = {
-    "type": st.sampled_from(sorted(TYPES)),
-    "userId": st.just("u"),
-    "anonymousId": st.just("a"),
-    "groupId": st.just("g"),
-    "previousId": st.just("p"),
-    "event": st.sampled_from(["scroll", "ünïcode"]),
-    "name": st.just("Home"),
-    "category": st.just("Docs"),
-    "traits": st.just({"a": 1}),
-    "properties": st.just({"a": 1}),
-    "context": st.just({"locale": "en"}),
-    "integrations": st.just({"All": True}),
-    "timestamp": st.sampled_from(["2026-01-01T00:00:00.000Z", "never"]),
-    "messageId": st.sampled_from(["m", "m" * 100]),
+USUAL: dict[str, Any] = {
+    "type": "track",
+    "userId": "u",
+    "anonymousId": "a",
+    "groupId": "g",
+    "previousId": "p",
+    "event": "scroll",
+    "name": "Home",
+    "category": "Docs",
+    "traits": {"a": 1},
+    "properties": {"a": 1},
+    "context": {"locale": "en"},
+    "integrations": {"All": True},
+    "timestamp": "2026-01-01T00:00:00.000Z",
+    "messageId": "m",
 }
-calls_of_any_kind = st.fixed_dictionaries(
-    {"type": mostly["type"] | mostly["type"] | mostly["type"] | wild},
-    optional={
-        name: usual | usual | usual | wild for name, usual in mostly.items() if name != "type"
-    },
-)
+WILD: tuple[Any, ...] = (None, "", "ünïcode", 0, 5, -2.5, True, False, [], ["text"], {}, {"a": 1})
+
+
+@st.composite
+def nearly_valid_calls(draw: st.DrawFn) -> dict[str, Any]:
+    """A call with all that any type needs, then some fields left out and at most two made wild."""
+    call = USUAL | {"type": draw(st.sampled_from(sorted(TYPES)))}
+    for name in draw(st.sets(st.sampled_from(sorted(USUAL)), max_size=4)):
+        del call[name]
+    wild = st.dictionaries(st.sampled_from(sorted(USUAL)), st.sampled_from(WILD), max_size=2)
+    return call | draw(wild)
 
 
 def ask_node(node_modules: Path, calls: list[dict[str, Any]]) -> list[str | None]:
@@ -159,13 +163,15 @@ def ask_node(node_modules: Path, calls: list[dict[str, Any]]) -> list[str | None
 @settings(
     deadline=None,
     max_examples=10,
+    # A failure names its call; shrinking it would start node a thousand times.
+    phases=[Phase.generate],
     suppress_health_check=[
         HealthCheck.too_slow,
         HealthCheck.data_too_large,
         HealthCheck.large_base_example,
     ],
 )
-@given(calls=st.lists(calls_of_any_kind, min_size=50, max_size=200))
+@given(calls=st.lists(nearly_valid_calls(), min_size=50, max_size=200))
 def test_segments_own_validator_agrees_on_what_is_valid(
     node_modules: Path, calls: list[dict[str, Any]]
 ) -> None:
@@ -189,19 +195,7 @@ def test_the_generated_calls_reach_agreement_on_every_verdict(node_modules: Path
         whole = fields | {"type": kind}
         calls.append(whole)
         calls += [{k: v for k, v in whole.items() if k != gone} for gone in whole]
-        calls += [
-            whole | {field: value}
-            for field in (
-                "event",
-                "name",
-                "category",
-                "context",
-                "integrations",
-                "timestamp",
-                "type",
-            )
-            for value in (5, True, ["text"], {"a": 1}, "text")
-        ]
+        calls += [whole | {field: value} for field in USUAL for value in WILD]
     verdicts: Counter[tuple[bool, bool]] = Counter()
     for call, complaint in zip(calls, ask_node(node_modules, calls), strict=True):
         reason = discard_reason(call)
