@@ -207,8 +207,13 @@ def test_traits_that_are_merged_change_nothing_else(traits: Any) -> None:
     mapping["identify"]["context"] = {"traits": traits}
     mapping["page"]["context"]["traits"] = traits
     mapping["track"]["context"]["traits"] = traits
-    before_and_after = {"context": {"traits": traits}, "extra": {"traits": traits}}
-    groups = [{"field": "endpoint.Id", "traits": traits, **before_and_after}] * 2
+    # the same traits once more, at a place before and at one after that of the call's own
+    places: tuple[dict[str, Any], ...] = (
+        {},
+        {"context": {"traits": traits}},
+        {"extra": {"traits": traits}},
+    )
+    groups = [{"field": "endpoint.Id", "traits": traits, **place} for place in places]
     transform = Transform(write_key="key", mapping=mapping, groups=groups)
     plain = calls_of(transform, changed())
     formatted = transform.format(changed(), -1)
