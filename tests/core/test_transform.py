@@ -386,6 +386,34 @@ def test_a_record_that_cannot_become_calls_is_rejected(
     assert words in reject.detail
 
 
+@pytest.mark.parametrize(
+    ("event_type", "key", "value", "is_kept"),
+    [
+        ("pageView", "category", "news", True),
+        ("pageView", "category", "", True),
+        ("pageView", "category", 5, False),
+        ("scroll", "category", 5, True),
+        ("scroll", "previousId", "p", True),
+        ("scroll", "previousId", 5, False),
+        ("scroll", "previousId", "", False),
+    ],
+)
+def test_keys_of_segments_that_a_mapping_adds_are_checked(
+    event_type: str, key: str, value: object, is_kept: bool
+) -> None:
+    mapping = default_mapping()
+    mapping["page"][key] = mapping["track"][key] = "attributes.value"
+    record = changed(event_type=event_type, attributes={"value": value})
+    result = Transform(write_key="key", mapping=mapping).calls(record, -1)
+    if is_kept:
+        assert isinstance(result, list)
+        assert result[-1][key] == value
+    else:
+        assert isinstance(result, Reject)
+        assert result.reason is Reason.INVALID_CALL
+        assert result.detail.startswith(f"{key} of the ")
+
+
 def test_one_bad_group_call_rejects_the_record() -> None:
     transform = Transform(write_key="key", groups=[{"field": "endpoint.Id", "traits": "metrics"}])
     reject = reject_of(transform, changed(metrics=[1]))
