@@ -53,7 +53,7 @@ _STOP_TIMEOUT = 5.0
 _PROBE_TIMEOUT = 5.0
 _RETRY_DELAY = 3.0
 _REBALANCE_TIMEOUT = 30.0
-_END_OFFSETS_INTERVAL = 30.0
+_END_OFFSETS_INTERVAL = 10.0
 _NOTHING = TopicPartition("streamer.nothing", 0)
 """Asked for while nothing is wanted: an empty list would mean every partition."""
 
@@ -154,7 +154,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         self._stopping = asyncio.Event()
         self._commit_lock = asyncio.Lock()
         self._commit_timeouts = 0
-        self._last_error = ""
+        self._commit_gate = False
+        self._starts: dict[Partition, int] = {}
 
     async def run(self) -> None:
         """Read until `stop`; the consumer is made anew whenever it can't go on."""
@@ -170,7 +171,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                     raise
                 self._say(RuntimeError("aiokafka gave up without a reason"))
             finally:
-                await self._close(consumer)
+                await self._close(consumer, orderly=not _asked_for())
             with suppress(TimeoutError):
                 async with asyncio.timeout(_RETRY_DELAY):
                     await self._stopping.wait()
@@ -189,8 +190,9 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                     highwater = consumer.highwater(TopicPartition(*partition))
                     if highwater is not None:
                         self.ends[partition] = max(highwater, self.ends.get(partition, 0))
-            if partition in self.ends and partition in self.committed:
-                lag[partition] = max(self.ends[partition] - self.committed[partition], 0)
+            committed = self.committed.get(partition, self._starts.get(partition))
+            if partition in self.ends and committed is not None:
+                lag[partition] = max(self.ends[partition] - committed, 0)
         return lag
 
     # --- the consumer's life --------------------------------------------------------------------
@@ -266,10 +268,11 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 await asyncio.shield(reading)
         await self._end_generation(consumer)
 
-    async def _close(self, consumer: AIOKafkaConsumer) -> None:
+    async def _close(self, consumer: AIOKafkaConsumer, *, orderly: bool) -> None:
         if self.assignment is not None:
+            if orderly:  # what is settled is committed, if the consumer still can
+                await self._end_generation(consumer)
             self.assignment = None
-            await self._handler.revoked()
             await self._handler.ended()
         self._consumer = None
         # In a task of its own: with a hung broker it takes long, or raises a cancellation nobody asked for.
@@ -323,6 +326,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         self.committed = {}
         self.ends = {}
         self.failing = ""
+        self._starts = {}
+        self._commit_gate = True
         self._handler.assigned(partitions)
         self._observer.rebalanced()
         log.info("partitions assigned", count=len(partitions))
@@ -353,6 +358,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 self.ends[tp.topic, tp.partition] = ends[tp]
                 committed = await consumer.committed(tp)
                 if committed is None:
+                    first = self._subscription.auto_offset_reset == "earliest"
+                    self._starts[tp.topic, tp.partition] = (beginnings if first else ends)[tp]
                     continue
                 self.committed.setdefault((tp.topic, tp.partition), committed)
                 if beginnings[tp] <= committed <= ends[tp]:
@@ -372,14 +379,29 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 )
 
     async def _ask_for_ends(self, consumer: AIOKafkaConsumer) -> None:
-        """Ask for the ends of the partitions; what a fetch says of them stands still while nothing is fetched."""
+        """Ask for the ends of the partitions, which shows too whether Kafka answers.
+
+        A consumer whose broker is gone says nothing: it gives no records, like one that has read everything. And what
+        a fetch says of an end stands still while nothing is fetched.
+        """
         while True:
             await asyncio.sleep(_END_OFFSETS_INTERVAL)
             tps = [TopicPartition(*partition) for partition in self.assignment or ()]
-            with suppress(KafkaError, TimeoutError):
-                async with asyncio.timeout(_COMMIT_TIMEOUT):
-                    for tp, end in (await consumer.end_offsets(tps) if tps else {}).items():
-                        self.ends[tp.topic, tp.partition] = end
+            if not tps:
+                continue
+            try:
+                async with asyncio.timeout(_PROBE_TIMEOUT):
+                    ends = await consumer.end_offsets(tps)
+            except (KafkaError, TimeoutError) as error:
+                if not self.failing:
+                    reason = str(error) or type(error).__name__
+                    log.error("Kafka does not answer", reason=reason)  # noqa: TRY400 - an outage, not a bug
+                self.failing = "it doesn't answer"
+            else:
+                self.ends.update({(tp.topic, tp.partition): end for tp, end in ends.items()})
+                if self.failing:
+                    log.info("Kafka answers again")
+                self.failing = ""
 
     # --- commits --------------------------------------------------------------------------------
 
@@ -387,7 +409,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         while True:
             await asyncio.sleep(_COMMIT_INTERVAL)
             async with self._commit_lock:
-                await self._commit(consumer)
+                if self._commit_gate:
+                    await self._commit(consumer)
             if self._commit_timeouts >= _COMMIT_TIMEOUTS_TO_REBUILD:
                 raise TimeoutError(
                     f"{self._commit_timeouts} commits in a row got no answer within {_COMMIT_TIMEOUT:g} s"
@@ -417,7 +440,10 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             self._commit_timeouts += 1
             log.warning("a commit got no answer; trying again", seconds=_COMMIT_TIMEOUT)
         except (CommitFailedError, IllegalStateError):
-            result = "rebalance"  # not ours any more; what wasn't committed is read again by the next owner
+            # Not ours any more: what wasn't committed is read again by the next owner. Another commit before the next
+            # assignment could reset the generation that is being made.
+            result = "rebalance"
+            self._commit_gate = False
         except KafkaError as error:
             log.warning("a commit failed; trying again", reason=f"{type(error).__name__}: {error}")
         finally:
