@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from streamer.core.batch import MAIN_TYPES
 from streamer.core.bisection import Pieces
 from streamer.core.destination import PROBE_INTERVAL, Destination, State, backoff
 from streamer.core.limiter import RateLimit
-from streamer.core.model import CALL_TYPES, Delivered, Misconfigured, Refused, Retry
+from streamer.core.model import Delivered, Misconfigured, Refused, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +35,7 @@ log = structlog.get_logger()
 
 _NEVER = float("inf")
 _BODY_FACTOR = 1.5  # a body and its compressed copy, in bytes of the body
-_PAGE, _TRACK = CALL_TYPES.index("page"), CALL_TYPES.index("track")
+_PROBED_BATCHES = 8  # so many batches are closed to be probes; with more, pressure would no longer make batches larger
 
 
 class Answer(Protocol):
@@ -95,6 +96,9 @@ class _Route:
         bisecting_since: when its first part was refused, in seconds.
         others_refused: how many other batches were refused since then, while nothing was accepted.
         probes: how many probes were refused, so that each takes another call.
+        refusal: what Segment said when it last refused something.
+        refused_alone: calls, as batch and place, that were refused alone, and when.
+        accused: those of them after which Segment accepted something else; refused alone again, they are at fault.
     """
 
     lane: Lane
@@ -105,6 +109,8 @@ class _Route:
     others_refused: int = 0
     probes: int = 0
     refusal: str = ""
+    refused_alone: dict[tuple[Batch, int], float] = field(default_factory=dict)
+    accused: set[tuple[Batch, int]] = field(default_factory=set)
 
 
 class Delivery:
@@ -141,7 +147,8 @@ class Delivery:
         self._rate = RateLimit(max_requests_per_second)
         self._jitter = (jitter or random.SystemRandom()).random
         self._routes: dict[Lane, _Route] = {}
-        self._tasks: dict[asyncio.Task[None], Lane] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._probing = 0
         self._wake = asyncio.Event()
         self._progress = asyncio.Event()
         self._closing: str | None = None
@@ -214,43 +221,56 @@ class Delivery:
             When to look again, in seconds; infinity for when something happens.
         """
         while self.in_flight < self.concurrency:
-            token = self._rate.ready_at(now)
             due = _NEVER
-            best: _Route | None = None
-            best_oldest = _NEVER
+            best: tuple[_Route, Batch] | None = None
+            best_since = _NEVER
             for route in self._routes.values():
-                oldest, at = self._oldest(route, now)
+                batch, at = self._next(route, now)
                 due = min(due, at)
-                if at <= now and oldest < best_oldest:
-                    best, best_oldest = route, oldest
+                if batch is None:
+                    continue
+                # A lane that is held waits since the end of its pause, so that each gets its turn.
+                since = max(
+                    batch.oldest, 0.0 if route.destination.flowing else route.destination.until
+                )
+                if since < best_since:
+                    best, best_since = (route, batch), since
             if best is None:
                 return due
+            token = self._rate.ready_at(now)
             if token > now:
                 return token
             self._rate.take(now)
-            self._attempt(group, best, now)
+            self._attempt(group, *best, now)
         return _NEVER  # an attempt that ends wakes us
 
-    def _oldest(self, route: _Route, now: float) -> tuple[float, float]:
-        """Say how old the lane's next batch is, and when it may be sent (infinity: not before something happens)."""
-        destination = route.destination
-        if not destination.flowing and destination.attempts:
-            return _NEVER, _NEVER
-        held = 0.0 if destination.flowing else destination.until
-        at = _NEVER
-        for batch in route.lane.ready:
-            if not self._blocked(route, batch):
-                if batch.not_before <= now:
-                    return batch.oldest, max(held, now)
-                at = min(at, batch.not_before)
-        unclosed = route.lane.open
-        if unclosed is not None:
-            early = self._closing is not None or route.lane.share.spent
-            closes = now if early else unclosed.oldest + self.interval_seconds
-            if closes <= now:
-                return unclosed.oldest, max(held, now)
-            at = min(at, closes)
-        return _NEVER, max(held, at)
+    def _next(self, route: _Route, now: float) -> tuple[Batch | None, float]:
+        """Choose the lane's next batch: a closed one, or the open one if it should close now.
+
+        Returns:
+            The batch, None if there is none now; and then when to look again (infinity: when something happens).
+        """
+        lane, destination = route.lane, route.destination
+        if not destination.flowing:
+            if destination.attempts or self._probing >= max(1, self.concurrency // 4):
+                return None, _NEVER
+            if destination.until > now:
+                return None, destination.until
+        waiting = [batch for batch in lane.ready if not self._blocked(route, batch)]
+        due = [batch for batch in waiting if batch.not_before <= now]
+        closes = _NEVER
+        if lane.open is not None:
+            early = self._closing is not None or lane.share.spent
+            closes = now if early else lane.open.oldest + self.interval_seconds
+        probe = destination.state is State.MISCONFIGURED
+        # The calls of one batch may all be at fault: what came later is the better probe.
+        if closes <= now and (not due or (probe and len(lane.ready) < _PROBED_BATCHES)):
+            return lane.open, now
+        if due and probe:
+            return min(due, key=lambda batch: (batch.not_before, batch.oldest)), now
+        if due:
+            return min(due, key=lambda batch: batch.oldest), now
+        return None, min(closes, *(batch.not_before for batch in waiting), _NEVER)
 
     def _blocked(self, route: _Route, batch: Batch) -> bool:
         """Whether a batch that Segment refused has to wait until another one is bisected."""
@@ -259,38 +279,35 @@ class Delivery:
             return False
         return pieces.bisecting and not route.pieces[route.bisecting].undecided
 
-    def _take(self, route: _Route, now: float) -> Batch:
-        """Take the lane's next batch, which `_oldest` found."""
-        lane = route.lane
-        for index, batch in enumerate(lane.ready):
-            if batch.not_before <= now and not self._blocked(route, batch):
-                del lane.ready[index]
-                return batch
-        spent = "memory" if lane.share.spent else "time"
-        lane.close(self._closing or spent, now)
-        return lane.ready.pop()
-
     # --- one attempt ----------------------------------------------------------------------------
 
-    def _attempt(self, group: asyncio.TaskGroup, route: _Route, now: float) -> None:
-        batch = self._take(route, now)
+    def _attempt(self, group: asyncio.TaskGroup, route: _Route, batch: Batch, now: float) -> None:
+        """Send what is next of a batch that `_next` chose."""
+        lane, destination = route.lane, route.destination
+        if batch is lane.open:
+            lane.close(self._closing or ("memory" if lane.share.spent else "time"), now)
+        lane.ready.remove(batch)
         pieces = route.pieces.get(batch)
         if pieces is None:
             pieces = route.pieces[batch] = Pieces(len(batch))
             self._observer.closed(batch)
-        permit = route.destination.start()
-        single = None
-        if route.destination.state is State.MISCONFIGURED:
-            single = _probe_place(batch, route.probes)
-        piece = pieces.take(single)
+        piece = pieces.take()
+        if destination.state is State.MISCONFIGURED:
+            piece = _probe(batch, pieces, piece, route.probes)
+        permit = destination.start()
         self.in_flight += 1
-        route.lane.in_flight += 1
+        self._probing += permit.probe
+        lane.in_flight += 1
         task = group.create_task(self._send(route, batch, piece, permit))
-        self._tasks[task] = route.lane
+        self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
-            del self._tasks[task]
+            self._tasks.discard(task)
+            if task.cancelled():  # perhaps before its first step
+                destination.abandon()
             self.in_flight -= 1
+            self._probing -= permit.probe
+            lane.in_flight -= 1
             self._wake.set()
             self._progress.set()
             self._handler.progressed()
@@ -304,15 +321,10 @@ class Delivery:
         body = batch.body(_now_iso(), *piece)
         held = int(len(body) * _BODY_FACTOR)
         lane.share.take(held)
-        finished = False
         try:
             answer = await self._transport.attempt(lane.write_key, body, batch.tries)
-            finished = True
         finally:
             lane.share.give(held)
-            lane.in_flight -= 1
-            if not finished:
-                route.destination.abandon()
         now = clock()
         self._observer.attempted(answer.outcome, answer.seconds)
         outcome = answer.outcome
@@ -330,8 +342,10 @@ class Delivery:
                 self._back(route, batch, piece)
             case Misconfigured():
                 batch.tries += 1
+                batch.not_before = now  # another batch is the next probe
                 route.probes += 1
                 self._back(route, batch, piece)
+                self._drop_suspicions(route, now)
             case Refused():
                 self._refused(route, batch, piece, outcome, now)
 
@@ -349,8 +363,11 @@ class Delivery:
         for kind, calls in batch.counts(*piece):
             lane.ledger.delivered(kind, calls)
         self._observer.delivered(batch, piece, body_bytes, answer.wire_bytes, answer.seconds)
+        route.accused |= {call for call, since in route.refused_alone.items() if since <= started}
         other = route.bisecting
-        if other is not None and other is not batch and started >= route.bisecting_since:
+        if other is batch:
+            route.others_refused = 0
+        elif other is not None and started >= route.bisecting_since:
             route.others_refused = 0
             witnessed = route.pieces[other]
             was_undecided = witnessed.undecided
@@ -370,13 +387,17 @@ class Delivery:
         pieces = route.pieces[batch]
         batch.tries += 1
         route.refusal = f"{outcome.status} {outcome.detail}".strip()
+        place, alone = piece[0], piece[1] - piece[0] == 1
+        if alone:
+            route.refused_alone.setdefault((batch, place), now)
         if route.destination.state is State.MISCONFIGURED:
+            batch.not_before = now  # another batch is the next probe
             route.probes += 1
             route.destination.misconfigured(route.destination.reason, now)
             self._back(route, batch, piece)
             return
-        if outcome.status == 413 and piece[1] - piece[0] == 1:
-            self._convict(route, batch, (piece[0],))
+        if alone and (outcome.status == 413 or (batch, place) in route.accused):
+            self._convict(route, batch, (place,))
             self._go_on(route, batch, now)
             return
         other = route.bisecting
@@ -388,13 +409,8 @@ class Delivery:
                 self._blame_destination(route, now)
             return
         if pieces.undecided:  # this was the probe, for want of a witness
-            if pieces.only_suspects or pieces.done:
-                self._convict(route, batch, (piece[0], *pieces.convict()))
-                self._go_on(route, batch, now)
-                return
-            pieces.back(piece)
+            self._back(route, batch, piece)
             self._blame_destination(route, now)
-            route.lane.ready.appendleft(batch)
             return
         if other is None:
             route.bisecting = batch
@@ -414,32 +430,43 @@ class Delivery:
         self._go_on(route, batch, now)
 
     def _blame_destination(self, route: _Route, now: float) -> None:
-        """Two batches were refused and nothing was accepted: hold the destination, and drop every suspicion."""
-        for batch, pieces in route.pieces.items():
-            if pieces.bisecting:
-                pieces.reset()
-                batch.not_before = now
-        route.bisecting = None
+        """Hold the destination: it refused twice, and nothing was accepted."""
+        self._drop_suspicions(route, now)
         if route.destination.misconfigured(
             f"refuses batch after batch, call by call: {route.refusal}", now
         ):
             _log_state(route.destination)
 
+    def _drop_suspicions(self, route: _Route, now: float) -> None:
+        """Forget what bisection found so far: it can't be told from what the destination does wrong."""
+        for batch, pieces in route.pieces.items():
+            if pieces.bisecting:
+                pieces.reset()
+                batch.not_before = now
+        route.bisecting = None
+        route.accused.clear()
+
     def _go_on(self, route: _Route, batch: Batch, now: float) -> None:
-        """Settle a batch of which nothing is left, or put it back in front for what is."""
+        """Settle a batch of which nothing is left, or put it back for what is."""
         if route.pieces[batch].done:
             self._settle(route, batch, now)
         else:
-            route.lane.ready.appendleft(batch)
+            route.lane.ready.append(batch)
 
     def _back(self, route: _Route, batch: Batch, piece: Piece) -> None:
-        route.pieces[batch].back(piece)
-        route.lane.ready.appendleft(batch)
+        pieces = route.pieces[batch]
+        pieces.back(piece)
+        if not pieces.bisecting:
+            pieces.reset()  # what a probe cut out becomes one part with the rest again
+        route.lane.ready.append(batch)
 
     def _settle(self, route: _Route, batch: Batch, now: float) -> None:
         del route.pieces[batch]
         if route.bisecting is batch:
             route.bisecting = None
+        for call in [call for call in route.refused_alone if call[0] is batch]:
+            del route.refused_alone[call]
+            route.accused.discard(call)
         route.lane.settle(batch, now)
 
     def _convict(self, route: _Route, batch: Batch, places: tuple[int, ...]) -> None:
@@ -448,18 +475,28 @@ class Delivery:
 
     def _hopeful(self, route: _Route, deadline: float) -> bool:
         """Whether waiting until the deadline can bring this lane on."""
-        if route.lane.idle:
+        lane, destination = route.lane, route.destination
+        if lane.idle or destination.state is State.MISCONFIGURED:
             return False
-        destination = route.destination
-        if destination.flowing:
+        if lane.in_flight:
             return True
-        return destination.state is not State.MISCONFIGURED and destination.until < deadline
+        if not destination.flowing and destination.until >= deadline:
+            return False
+        return lane.open is not None or any(batch.not_before < deadline for batch in lane.ready)
 
 
-def _probe_place(batch: Batch, probes: int) -> int | None:
-    """Choose the call of a probe: a page or track call, since their order doesn't count; each time another one."""
-    mains = [place for place, kind in enumerate(batch.types) if kind in (_PAGE, _TRACK)]
-    return mains[probes % len(mains)] if mains else None
+def _probe(batch: Batch, pieces: Pieces, piece: Piece, probes: int) -> Piece:
+    """Cut one call out of a part that was taken: a probe is small, and each time it is another call.
+
+    A page or track call, since their order doesn't count; or else the first one.
+    """
+    start, stop = piece
+    mains = [place for place in range(start, stop) if batch.types[place] in MAIN_TYPES]
+    place = mains[probes % len(mains)] if mains else start
+    for rest in ((place + 1, stop), (start, place)):
+        if rest[0] < rest[1]:
+            pieces.back(rest)
+    return place, place + 1
 
 
 def _now_iso() -> bytes:

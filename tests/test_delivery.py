@@ -1,0 +1,1181 @@
+"""Delivery's promises, on real lanes, against a Segment that is played at the transport, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Self
+
+import orjson
+import pytest
+import structlog
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import virtual_time
+from streamer.core.account import Account, Ledger
+from streamer.core.aggregate import Lane, Merging
+from streamer.core.batch import Limits
+from streamer.core.budget import Budget
+from streamer.core.destination import MAX_BACKOFF, PROBE_INTERVAL, State, backoff
+from streamer.core.model import (
+    Contribution,
+    Delivered,
+    Formatted,
+    Misconfigured,
+    Reason,
+    Refused,
+    Retry,
+)
+from streamer.core.offsets import Chunk
+from streamer.delivery import Delivery, states
+from virtual_time import START
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from streamer.core.batch import Batch
+    from streamer.core.bisection import Piece
+    from streamer.core.model import Outcome
+
+OK = Delivered(200)
+BAD_REQUEST = Refused(400, "no")
+UNAUTHORIZED = Misconfigured(401, "who are you")
+UNAVAILABLE = Retry("server_error", "503", 503)
+LATENCY = 0.1
+HOUR = 3600.0
+FLOOR_MS = 0.001
+ROOMY = Limits()
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One request as the transport saw it; `at` counts from the start of the story."""
+
+    at: float
+    key: str
+    ids: list[str]
+    tries: int
+    sent_at: str
+
+
+@dataclass(slots=True)
+class Reply:
+    """What the transport gives for an attempt."""
+
+    outcome: Outcome
+    wire_bytes: int = 10
+    seconds: float = LATENCY
+
+
+def clock() -> float:
+    """Virtual seconds since the start of the story."""
+    return asyncio.get_running_loop().time() - START
+
+
+class FakeSegment:
+    """A transport whose answers a test decides; `accepted` has the ids of what it took, in order."""
+
+    def __init__(self, answer: Callable[[Attempt], Outcome] = lambda _: OK) -> None:
+        self.answer = answer
+        self.latency: Callable[[Attempt], float] = lambda _: LATENCY
+        self.attempts: list[Attempt] = []
+        self.accepted: list[str] = []
+        self.calls: dict[str, dict[str, Any]] = {}
+        self.running = 0
+        self.most_running = 0
+
+    async def attempt(self, write_key: str, body: bytes, tries: int) -> Reply:
+        """What delivery calls."""
+        document = orjson.loads(body)
+        self.calls |= {call["messageId"]: call for call in document["batch"]}
+        ids = [call["messageId"] for call in document["batch"]]
+        attempt = Attempt(clock(), write_key, ids, tries, document["sentAt"])
+        self.attempts.append(attempt)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await asyncio.sleep(self.latency(attempt))
+        finally:
+            self.running -= 1
+        outcome = self.answer(attempt)
+        if isinstance(outcome, Delivered):
+            self.accepted += ids
+        return Reply(outcome)
+
+
+def refuse(*bad: str) -> Callable[[Attempt], Outcome]:
+    """Answer as Segment does when it dislikes single calls."""
+    return lambda attempt: BAD_REQUEST if set(bad) & set(attempt.ids) else OK
+
+
+class FullJitter(random.Random):
+    """Every backoff takes its longest."""
+
+    def random(self) -> float:
+        return 1.0
+
+
+@dataclass(slots=True)
+class Notes:
+    """Delivery's handler and observer: keeps what it is told, and acknowledges each dead letter at once."""
+
+    closed_batches: list[Batch] = field(default_factory=list)
+    refusals: list[tuple[str, str, int]] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    delivered_calls: int = 0
+    progress: int = 0
+
+    def closed(self, batch: Batch) -> None:
+        self.closed_batches.append(batch)
+
+    def attempted(self, outcome: Outcome, seconds: float) -> None:
+        assert seconds >= 0
+        self.outcomes.append(outcome)
+
+    def delivered(
+        self, batch: Batch, piece: Piece, body_bytes: int, wire_bytes: int, seconds: float
+    ) -> None:
+        assert body_bytes > 0
+        assert (wire_bytes, seconds) == (10, LATENCY)
+        assert piece[1] <= len(batch)
+        self.delivered_calls += piece[1] - piece[0]
+
+    def refused(self, lane: Lane, batch: Batch, place: int, detail: str) -> None:
+        chunk = batch.chunks[batch.chunk_numbers[place]]
+        chunk.hold()  # must still be possible: the batch lets go afterwards
+        call = orjson.loads(batch.calls[place])
+        self.refusals.append((call["messageId"], detail, batch.tries))
+        lane.ledger.refused(call["type"], Reason.REFUSED)
+        chunk.let_go()
+
+    def progressed(self) -> None:
+        self.progress += 1
+
+    @property
+    def triggers(self) -> list[str | None]:
+        return [batch.trigger for batch in self.closed_batches]
+
+    @property
+    def convicted(self) -> list[str]:
+        return [name for name, _, _ in self.refusals]
+
+
+class Rig:
+    """A running delivery, with all that it needs around it.
+
+    Args:
+        segment: the transport.
+        limits: of a batch.
+        memory: bytes of the budget.
+        settings: of delivery.
+    """
+
+    def __init__(
+        self,
+        segment: FakeSegment,
+        *,
+        limits: Limits = ROOMY,
+        memory: int = 100_000_000,
+        **settings: Any,
+    ) -> None:
+        self.segment = segment
+        self.notes = Notes()
+        self.account = Account()
+        self.budget = Budget(memory)
+        self.chunks: list[Chunk] = []
+        self.generations: list[Ledger] = []
+        self.limits = limits
+        usual: dict[str, Any] = {
+            "concurrency": 8,
+            "max_requests_per_second": 1000,
+            "interval_seconds": 1.0,
+        }
+        self.delivery = Delivery(
+            segment,
+            handler=self.notes,
+            observer=self.notes,
+            jitter=FullJitter(),
+            **(usual | settings),
+        )
+
+    async def __aenter__(self) -> Self:
+        self._running = asyncio.create_task(self.delivery.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+        assert self.segment.running == 0
+        assert self.delivery.in_flight == 0
+
+    def lane(self, key: str = "key") -> Lane:
+        """Begin a generation with one lane."""
+        ledger = self.account.ledger()
+        self.generations.append(ledger)
+        lane = Lane(
+            write_key=key,
+            limits=self.limits,
+            merging=Merging(),
+            nonce=b"n" * 16,
+            ledger=ledger,
+            share=self.budget.share(),
+        )
+        self.delivery.begin(lane)
+        return lane
+
+    def add(self, lane: Lane, *ids: str, user: str | None = None, padding: int = 0) -> None:
+        """Read a record for each id, whose page call has this id; with a user, it is identified too."""
+        for name in ids:
+            chunk = Chunk(("events", 0), [len(self.chunks)], [1_700_000_000_000], [None])
+            self.chunks.append(chunk)
+            lane.ledger.consumed("events", 1, 1)
+            page = {"type": "page", "messageId": name, "padding": "x" * padding}
+            said = () if user is None else (identify(user, len(self.chunks)),)
+            formatted = Formatted(said, "page", orjson.dumps(page))
+            lane.add(formatted, chunk, 0, 1_700_000_000_000, asyncio.get_running_loop().time())
+            chunk.let_go()
+        self.delivery.notify()
+
+    async def idle(self, *lanes: Lane, within: float = 60.0) -> None:
+        """Wait until nothing is left in these lanes."""
+        deadline = clock() + within
+        while not all(lane.idle for lane in lanes):
+            assert clock() < deadline, f"still not delivered after {within:g} s"
+            await asyncio.sleep(0.05)
+
+    def assert_settled(self) -> None:
+        """Nothing is held any more, and the account balances."""
+        assert self.account.balance() == []
+        assert self.account.in_flight == 0
+        assert sum(self.account.calls_in_flight.values()) == 0
+        assert self.budget.used == 0
+        assert [chunk.holders for chunk in self.chunks] == [0] * len(self.chunks)
+
+
+def identify(user: str, number: int) -> Contribution:
+    """An identify call that says `n` of its user."""
+    call = {"type": "identify", "messageId": "", "userId": user, "traits": None}
+    return Contribution(
+        "identify", user, (user, None), call, {"n": number}, b'{"n":%d}' % number, f"i{number}"
+    )
+
+
+def tell(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a story in virtual time."""
+    with structlog.testing.capture_logs():
+        virtual_time.run(story())
+
+
+def names(prefix: str, count: int) -> list[str]:
+    return [f"{prefix}{number}" for number in range(count)]
+
+
+# --- when a batch closes --------------------------------------------------------------------------
+
+
+def test_a_batch_closes_when_its_oldest_call_is_as_old_as_the_interval() -> None:
+    """Calls that come meanwhile go along; the interval counts from the first."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(), interval_seconds=1.5) as rig:
+            lane = rig.lane()
+            rig.add(lane, "a")
+            await asyncio.sleep(1.0)
+            rig.add(lane, "b")
+            await rig.idle(lane)
+            [attempt] = rig.segment.attempts
+            assert attempt.at == pytest.approx(1.5)
+            assert attempt.ids == ["a", "b"]
+            assert rig.notes.triggers == ["time"]
+            rig.assert_settled()
+
+    tell(story)
+
+
+@pytest.mark.parametrize(
+    ("limits", "trigger"),
+    [(Limits(max_calls=3), "calls"), (Limits(max_bytes=1200), "bytes")],
+)
+def test_a_full_batch_is_sent_at_once(limits: Limits, trigger: str) -> None:
+    """Size doesn't wait for the interval."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(), limits=limits) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", 4), padding=300)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert [attempt.at for attempt in rig.segment.attempts] == [0.0]
+            assert rig.notes.triggers == [trigger]
+            await rig.idle(lane)
+            assert rig.segment.accepted == names("p", 4)
+
+    tell(story)
+
+
+def test_with_no_slot_free_a_batch_goes_on_filling() -> None:
+    """Pressure makes batches larger instead of more."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(), concurrency=1) as rig:
+            rig.segment.latency = lambda attempt: 10.0 if "first" in attempt.ids else LATENCY
+            lane = rig.lane()
+            rig.add(lane, "first")
+            await asyncio.sleep(0.5)
+            for name in names("p", 9):
+                await asyncio.sleep(1.0)
+                rig.add(lane, name)
+            await rig.idle(lane)
+            assert [attempt.ids for attempt in rig.segment.attempts] == [
+                ["first"],
+                names("p", 9),
+            ]
+            assert rig.segment.attempts[1].at == pytest.approx(11.0)
+            assert rig.notes.triggers == ["time", "time"]
+
+    tell(story)
+
+
+def test_a_spent_budget_closes_what_is_open() -> None:
+    """Before its interval and its size, so that memory comes free; and the handler is told that it did."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(), interval_seconds=60.0, memory=1000) as rig:
+            lane = rig.lane()
+            rig.add(lane, "a")
+            await asyncio.sleep(5.0)
+            assert not rig.segment.attempts
+            rig.add(lane, "b", padding=900)
+            assert rig.budget.spent
+            await rig.idle(lane, within=1.0)
+            assert rig.segment.attempts[0].at == pytest.approx(5.0)
+            assert rig.notes.triggers == ["memory"]
+            assert rig.notes.progress == 1
+            rig.assert_settled()
+
+    tell(story)
+
+
+# --- slots ----------------------------------------------------------------------------------------
+
+
+def test_concurrency_is_used_and_never_exceeded() -> None:
+    """As many requests side by side as there are slots."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(), concurrency=4, limits=Limits(max_calls=1)) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", 50))
+            await rig.idle(lane)
+            assert rig.segment.most_running == 4
+            assert sorted(rig.segment.accepted) == sorted(names("p", 50))
+
+    tell(story)
+
+
+def test_requests_per_second_hold_their_ceiling() -> None:
+    """However many slots and batches there are; no second sees more than the ceiling and its burst of a tenth."""
+
+    async def story() -> None:
+        async with Rig(
+            FakeSegment(), max_requests_per_second=20, limits=Limits(max_calls=1), concurrency=50
+        ) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", 100))
+            await rig.idle(lane)
+            times = [attempt.at for attempt in rig.segment.attempts]
+            assert times[-1] == pytest.approx((100 - 2) / 20)
+            for first, later in zip(times, times[22:], strict=False):
+                assert later - first >= 1.0 - 1e-6
+
+    tell(story)
+
+
+def test_the_lane_with_the_oldest_call_goes_first() -> None:
+    """Whatever the order in which lanes came."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(), concurrency=1) as rig:
+            rig.segment.latency = lambda _: 5.0
+            lanes = {key: rig.lane(key) for key in ("a", "b", "c", "busy")}
+            rig.add(lanes["busy"], "first")
+            await asyncio.sleep(1.0)
+            for key in ("b", "c", "a"):
+                rig.add(lanes[key], f"of {key}")
+                await asyncio.sleep(0.1)
+            await rig.idle(*lanes.values())
+            assert [attempt.key for attempt in rig.segment.attempts] == ["busy", "b", "c", "a"]
+
+    tell(story)
+
+
+def test_keys_that_fail_take_at_most_a_quarter_of_the_slots() -> None:
+    """However many fail, and however long their requests hang."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(), concurrency=8) as rig:
+            bad = [rig.lane(f"bad{number}") for number in range(12)]
+            rig.segment.answer = lambda attempt: UNAUTHORIZED if "bad" in attempt.key else OK
+            for lane in bad:
+                rig.add(lane, f"of {lane.write_key}")
+            await asyncio.sleep(10.0)
+            rig.segment.latency = lambda attempt: 20.0 if "bad" in attempt.key else LATENCY
+            await asyncio.sleep(25.0)
+            assert rig.segment.running == 2
+            good = rig.lane("good")
+            rig.add(good, "p")
+            await rig.idle(good, within=1.2)
+            probed: set[str] = set()
+            for _ in range(40):
+                await asyncio.sleep(20.0)
+                assert rig.segment.running <= 2
+                probed |= {attempt.key for attempt in rig.segment.attempts[12:]}
+            assert len(probed) == 13, "each gets its turn"
+
+    tell(story)
+
+
+# --- what may succeed later -----------------------------------------------------------------------
+
+
+def test_a_failed_batch_is_sent_again_later_and_later() -> None:
+    """Exponential, from half a second to a minute, without an end; each attempt says how often it was tried."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(lambda _: UNAVAILABLE), interval_seconds=0.0) as rig:
+            lane = rig.lane()
+            rig.add(lane, "p")
+            await asyncio.sleep(2 * HOUR)
+            attempts = rig.segment.attempts
+            assert [attempt.tries for attempt in attempts] == list(range(len(attempts)))
+            waits = [later.at - first.at - LATENCY for first, later in pairwise(attempts)]
+            # Two of its own, then the destination's: it failed three times in a row.
+            expected = [backoff(1, 1), backoff(2, 1), *(backoff(n, 1) for n in range(1, 200))]
+            assert waits == pytest.approx(expected[: len(waits)])
+            assert waits[-1] == pytest.approx(MAX_BACKOFF)
+            rig.segment.answer = lambda _: OK
+            await rig.idle(lane, within=MAX_BACKOFF + 1)
+            assert rig.segment.accepted == ["p"]
+            assert states(rig.delivery.destinations.values()) == {
+                "flowing": 1,
+                "paused": 0,
+                "backing_off": 0,
+                "misconfigured": 0,
+            }
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_one_failure_delays_only_its_own_batch() -> None:
+    """A destination that answers others isn't held for it."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(), limits=Limits(max_calls=1)) as rig:
+            rig.segment.answer = lambda attempt: (
+                UNAVAILABLE if attempt.ids == ["p0"] and not attempt.tries else OK
+            )
+            lane = rig.lane()
+            rig.add(lane, "p0")
+            await asyncio.sleep(0.2)
+            rig.add(lane, "p1", "p2")
+            await rig.idle(lane)
+            assert [(attempt.ids, attempt.at) for attempt in rig.segment.attempts] == [
+                (["p0"], 0.0),
+                (["p1"], pytest.approx(0.2)),
+                (["p2"], pytest.approx(0.2)),
+                (["p0"], pytest.approx(0.6)),
+            ]
+
+    tell(story)
+
+
+def test_an_outage_is_probed_one_request_at_a_time() -> None:
+    """After three failures in a row; then all flows again."""
+
+    async def story() -> None:
+        segment = FakeSegment(lambda _: OK if clock() > 30 else UNAVAILABLE)
+        async with Rig(segment, limits=Limits(max_calls=1)) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", 20))
+            await asyncio.sleep(1.0)
+            segment.most_running = segment.running
+            await asyncio.sleep(28.0)
+            assert segment.most_running == 1
+            await rig.idle(lane)
+            assert segment.most_running == 8
+            assert sorted(segment.accepted) == sorted(names("p", 20))
+
+    tell(story)
+
+
+def test_retry_after_pauses_its_key_once_and_starts_again_with_one_request() -> None:
+    """Another key goes on."""
+
+    async def story() -> None:
+        limit = Retry("rate_limited", "429", 429, 7.0)
+        segment = FakeSegment(lambda attempt: limit if attempt.key == "a" and clock() < 6 else OK)
+        async with Rig(segment, limits=Limits(max_calls=1), concurrency=4) as rig:
+            lane, other = rig.lane("a"), rig.lane("b")
+            rig.add(lane, *names("p", 4))
+            await asyncio.sleep(1.0)
+            assert len(segment.attempts) == 4
+            rig.add(lane, *names("q", 4))
+            rig.add(other, "o")
+            await rig.idle(other, within=0.3)
+            await rig.idle(lane)
+            later = [attempt.at for attempt in segment.attempts if attempt.key == "a"][4:]
+            assert later[0] == pytest.approx(7.0 + LATENCY), "nothing was sent before"
+            assert later[1:5] == pytest.approx([7.0 + 2 * LATENCY] * 4), "one, then all slots"
+            assert len(segment.attempts) == 4 + 8 + 1
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_no_pause_is_longer_than_five_minutes() -> None:
+    """Whatever Retry-After says."""
+
+    async def story() -> None:
+        segment = FakeSegment(
+            lambda attempt: OK if attempt.tries else Retry("rate_limited", "", 429, 1e9)
+        )
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, "p")
+            await rig.idle(lane, within=400)
+            assert segment.attempts[1].at - segment.attempts[0].at == pytest.approx(300 + LATENCY)
+
+    tell(story)
+
+
+def test_every_attempt_has_a_time_of_its_own() -> None:
+    """Segment corrects clock skew with sentAt, so it says when this attempt was made."""
+    sent: list[tuple[float, float]] = []
+
+    def answer(attempt: Attempt) -> Outcome:
+        sent.append((datetime.fromisoformat(attempt.sent_at).timestamp(), time.time()))
+        seen = time.time()
+        while time.time() < seen + 2 * FLOOR_MS:
+            pass  # the wall clock isn't virtual
+        return OK if attempt.tries == 3 else UNAVAILABLE
+
+    async def story() -> None:
+        async with Rig(FakeSegment(answer)) as rig:
+            lane = rig.lane()
+            rig.add(lane, "p")
+            await rig.idle(lane)
+
+    before = time.time() - FLOOR_MS
+    tell(story)
+    assert len(sent) == 4
+    for said, received in sent:
+        assert before <= said <= received
+        before = said + FLOOR_MS
+
+
+# --- what a person has to mend --------------------------------------------------------------------
+
+
+def test_a_key_that_is_refused_is_probed_with_one_call_every_thirty_seconds() -> None:
+    """Each time another one; nothing is dropped, and when it is mended few requests deliver all, once."""
+
+    async def story() -> None:
+        segment = FakeSegment(lambda _: UNAUTHORIZED)
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", 100), user="u")
+            await asyncio.sleep(HOUR)
+            probes = segment.attempts[1:]
+            assert len(segment.attempts[0].ids) == 101
+            assert {len(attempt.ids) for attempt in probes} == {1}
+            pauses = [later.at - first.at for first, later in pairwise(probes)]
+            assert pauses == pytest.approx([PROBE_INTERVAL + LATENCY] * len(pauses))
+            assert len({attempt.ids[0] for attempt in probes}) == 100, "each page call had its turn"
+            assert rig.delivery.destinations["key"].state is State.MISCONFIGURED
+            assert "401" in rig.delivery.destinations["key"].reason
+            assert rig.notes.refusals == []
+            before = len(segment.attempts)
+            segment.answer = lambda _: OK
+            await rig.idle(lane, within=PROBE_INTERVAL + 1)
+            assert len(segment.attempts) - before <= 3
+            assert len(segment.accepted) == len(set(segment.accepted)) == 101
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_a_probe_of_what_is_left_of_a_batch_is_small_too() -> None:
+    """Of a batch that is half delivered, a call that is left is asked."""
+
+    async def story() -> None:
+        segment = FakeSegment(refuse("p7"))
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", 8))
+            while not segment.accepted:
+                await asyncio.sleep(0.05)
+            segment.answer = lambda _: UNAUTHORIZED
+            await asyncio.sleep(HOUR)
+            assert {len(attempt.ids) for attempt in segment.attempts[3:]} == {1}
+            segment.answer = refuse("p7")
+            await rig.idle(lane, within=PROBE_INTERVAL + 2)
+            assert rig.notes.convicted == ["p7"]
+            assert sorted(segment.accepted) == names("p", 7)
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_identify_calls_keep_their_order_through_probes() -> None:
+    """A batch without a page or track call is probed from its beginning."""
+
+    async def story() -> None:
+        segment = FakeSegment()
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, "p0", user="u")
+            await asyncio.sleep(1.05)
+            segment.answer = lambda _: UNAUTHORIZED
+            rig.add(lane, "p1", user="u")  # waits, and moves on alone
+            await asyncio.sleep(10 * PROBE_INTERVAL)
+            segment.answer = lambda _: OK
+            await rig.idle(lane, within=PROBE_INTERVAL + 2)
+            said = [
+                segment.calls[name]["traits"]["n"] for name in segment.accepted if name[:3] == "s1-"
+            ]
+            assert said == sorted(said)
+            assert said[-1] == 2
+            rig.assert_settled()
+
+    tell(story)
+
+
+# --- what Segment refuses -------------------------------------------------------------------------
+
+
+def test_one_bad_call_in_a_full_batch_is_found_by_halving() -> None:
+    """Its siblings are delivered once, in a few requests, while other batches flow."""
+
+    async def story() -> None:
+        segment = FakeSegment(refuse("p1234"))
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", 2500))
+            await asyncio.sleep(0.05)
+            rig.add(lane, "other")
+            await rig.idle(lane, within=5.0)
+            assert rig.notes.convicted == ["p1234"]
+            assert sorted(segment.accepted) == sorted({*names("p", 2500), "other"} - {"p1234"})
+            assert len(segment.attempts) <= 2 * 12 + 2
+            assert rig.account.delivered == 2500
+            assert rig.account.dead_lettered == {Reason.REFUSED: 1}
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_a_dead_letter_says_what_segment_said_and_how_often_it_was_sent() -> None:
+    """One batch of two: refused whole, then its second half alone."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(refuse("bad"))) as rig:
+            lane = rig.lane()
+            rig.add(lane, "good", "bad")
+            await rig.idle(lane)
+            assert rig.notes.refusals == [("bad", "400 no", 2)]
+            assert [(attempt.ids, attempt.tries) for attempt in rig.segment.attempts] == [
+                (["good", "bad"], 0),
+                (["good"], 1),
+                (["bad"], 1),
+            ]
+
+    tell(story)
+
+
+@pytest.mark.parametrize("place", [0, 1, 5, 6, 7])
+def test_a_bad_call_is_found_wherever_it_stands(place: int) -> None:
+    """In the last batch of a quiet lane too: what is accepted of it is witness enough."""
+
+    async def story() -> None:
+        segment = FakeSegment(refuse(f"p{place}"))
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", 8))
+            await rig.idle(lane, within=5.0)
+            assert rig.notes.convicted == [f"p{place}"]
+            assert len(segment.accepted) == len(set(segment.accepted)) == 7
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_two_batches_with_a_bad_call_each_are_halved_one_after_the_other() -> None:
+    """And the destination isn't blamed."""
+
+    async def story() -> None:
+        segment = FakeSegment(refuse("p3", "p12"))
+        async with Rig(segment, limits=Limits(max_calls=8)) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", 16))
+            await rig.idle(lane, within=10.0)
+            assert sorted(rig.notes.convicted) == ["p12", "p3"]
+            assert len(segment.accepted) == len(set(segment.accepted)) == 14
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_many_bad_calls_in_two_batches_are_found() -> None:
+    """Though halving stops undecided, with half of one batch at fault, and needs what comes later as its witness."""
+
+    async def story() -> None:
+        bad = [*names("p", 32)[16:], "q0"]
+        segment = FakeSegment(refuse(*bad))
+        async with Rig(segment, limits=Limits(max_calls=32)) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", 32), "q0", *names("r", 31))
+            witnesses = 0
+            while not lane.idle:
+                assert clock() < 10 * PROBE_INTERVAL
+                rig.add(lane, f"w{witnesses}")
+                witnesses += 1
+                await asyncio.sleep(7.0)
+            assert sorted(rig.notes.convicted) == sorted(bad)
+            assert len(segment.accepted) == len(set(segment.accepted)) == 16 + 31 + witnesses
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_an_undecided_batch_waits_for_a_witness() -> None:
+    """A batch in which every call is refused is judged by the lane's next batch."""
+
+    async def story() -> None:
+        segment = FakeSegment(refuse("a", "b"))
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, "a", "b")
+            await asyncio.sleep(10.0)
+            assert rig.notes.convicted == []
+            assert rig.delivery.destinations["key"].flowing
+            rig.add(lane, "c")
+            await rig.idle(lane, within=1.2)
+            assert rig.notes.convicted == ["a", "b"]
+            assert segment.accepted == ["c"]
+            assert segment.attempts[-1].ids == ["c"], "it settled without another request"
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_a_request_that_was_under_way_before_is_no_witness() -> None:
+    """Segment may have taken it before it began to refuse."""
+
+    async def story() -> None:
+        segment = FakeSegment(refuse("bad"))
+        segment.latency = lambda attempt: 2.0 if attempt.ids == ["early"] else LATENCY
+        async with Rig(segment, limits=Limits(max_calls=1)) as rig:
+            lane = rig.lane()
+            rig.add(lane, "early", "bad")
+            await asyncio.sleep(3.0)
+            assert segment.accepted == ["early"]
+            assert rig.notes.convicted == []
+            rig.add(lane, "later")
+            await rig.idle(lane, within=1.0)
+            assert rig.notes.convicted == ["bad"]
+
+    tell(story)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 8, 9, 100])
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_destination_that_refuses_everything_is_at_fault(calls: int, batches: int) -> None:
+    """It is misconfigured, nothing becomes a dead letter, and when it is mended all is delivered once."""
+
+    async def story() -> None:
+        segment = FakeSegment(lambda _: BAD_REQUEST)
+        async with Rig(segment, limits=Limits(max_calls=calls)) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", calls * batches))
+            await asyncio.sleep(2 * PROBE_INTERVAL)
+            destination = rig.delivery.destinations["key"]
+            assert destination.state is State.MISCONFIGURED
+            assert "400 no" in destination.reason
+            before = len(segment.attempts)
+            await asyncio.sleep(HOUR)
+            assert len(segment.attempts) - before <= HOUR / PROBE_INTERVAL
+            assert {len(attempt.ids) for attempt in segment.attempts[before:]} == {1}
+            assert rig.notes.refusals == []
+            segment.answer = lambda _: OK
+            before = len(segment.attempts)
+            await rig.idle(lane, within=PROBE_INTERVAL + 5)
+            assert len(segment.attempts) - before <= batches + 2
+            assert rig.notes.refusals == []
+            assert sorted(segment.accepted) == sorted(names("p", calls * batches))
+            rig.assert_settled()
+
+    tell(story)
+
+
+@pytest.mark.parametrize("pause", [1.0, 20.0, 45.0, 100.0])
+def test_a_trickle_into_a_destination_that_refuses_everything_loses_nothing(pause: float) -> None:
+    """However slowly its calls come: none is judged by itself."""
+
+    async def story() -> None:
+        segment = FakeSegment(lambda _: BAD_REQUEST)
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            for name in names("p", 20):
+                rig.add(lane, name)
+                await asyncio.sleep(pause)
+            assert rig.notes.refusals == []
+            assert segment.accepted == []
+            segment.answer = lambda _: OK
+            await rig.idle(lane, within=PROBE_INTERVAL + 5)
+            assert rig.notes.refusals == []
+            assert sorted(segment.accepted) == sorted(names("p", 20))
+
+    tell(story)
+
+
+@pytest.mark.parametrize("pause", [10.0, 40.0, 1000.0])
+def test_bad_calls_of_a_quiet_lane_are_found_once_another_call_is_accepted(pause: float) -> None:
+    """Alone they can't be told from a destination at fault, so they wait; and they hold nothing good up for long."""
+
+    async def story() -> None:
+        segment = FakeSegment(refuse("bad1", "bad2"))
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            for name in ("bad1", "bad2"):
+                rig.add(lane, name)
+                await asyncio.sleep(pause)
+            assert rig.notes.convicted == []
+            rig.add(lane, "good")
+            await asyncio.sleep(PROBE_INTERVAL + 2)
+            assert segment.accepted == ["good"]
+            for number in range(2):
+                await asyncio.sleep(pause)
+                rig.add(lane, f"good{number}")
+            await rig.idle(lane, within=3 * PROBE_INTERVAL)
+            assert sorted(rig.notes.convicted) == ["bad1", "bad2"]
+            assert rig.delivery.destinations["key"].flowing
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_a_single_call_that_is_too_large_is_at_fault_itself() -> None:
+    """413 for one call needs no witness."""
+
+    async def story() -> None:
+        too_large = Refused(413, "too large")
+        segment = FakeSegment(lambda attempt: too_large if "big" in attempt.ids else OK)
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, "big")
+            await rig.idle(lane, within=2.0)
+            assert rig.notes.refusals == [("big", "413 too large", 1)]
+            rig.assert_settled()
+
+    tell(story)
+
+
+# --- the end of a generation, and of the process --------------------------------------------------
+
+
+@pytest.mark.parametrize("trigger", ["rebalance", "shutdown"])
+def test_draining_sends_what_is_open_at_once(trigger: str) -> None:
+    """And says why it closed."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(), interval_seconds=60.0) as rig:
+            lane = rig.lane()
+            rig.add(lane, "p0", user="u")
+            assert await rig.delivery.drain(trigger, 5.0)
+            assert clock() == pytest.approx(LATENCY)
+            assert rig.notes.triggers == [trigger]
+            rig.assert_settled()
+            rig.add(lane, "p1")
+            await asyncio.sleep(59.0)
+            assert lane.open is not None, "afterwards batches fill again"
+
+    tell(story)
+
+
+def test_draining_sends_what_waited_too() -> None:
+    """What waits for a batch in flight moves on and is sent in the same drain."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment()) as rig:
+            rig.segment.latency = lambda _: 1.0
+            lane = rig.lane()
+            rig.add(lane, "p0", user="u")
+            await asyncio.sleep(1.5)
+            rig.add(lane, "p1", user="u")
+            assert await rig.delivery.drain("rebalance", 5.0)
+            assert lane.idle
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_draining_ends_at_its_deadline() -> None:
+    """With what hangs still under way."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment()) as rig:
+            rig.segment.latency = lambda _: 100.0
+            lane = rig.lane()
+            rig.add(lane, "p")
+            assert not await rig.delivery.drain("rebalance", 5.0)
+            assert clock() == pytest.approx(5.0)
+
+    tell(story)
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [UNAUTHORIZED, Retry("rate_limited", "429", 429, 60.0)],
+    ids=["misconfigured", "paused for longer"],
+)
+def test_draining_does_not_wait_for_what_cannot_come(outcome: Outcome) -> None:
+    """Only for the lanes that flow."""
+
+    async def story() -> None:
+        segment = FakeSegment(lambda attempt: outcome if attempt.key == "bad" else OK)
+        async with Rig(segment) as rig:
+            bad, good = rig.lane("bad"), rig.lane("good")
+            rig.add(bad, "b")
+            await asyncio.sleep(2.0)
+            rig.add(good, "g")
+            assert not await rig.delivery.drain("shutdown", 20.0)
+            assert clock() == pytest.approx(2.0 + LATENCY)
+            assert segment.accepted == ["g"]
+
+    tell(story)
+
+
+def test_draining_does_not_wait_for_a_batch_that_waits_for_its_witness() -> None:
+    """None comes while nothing is read."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(refuse("bad"))) as rig:
+            lane = rig.lane()
+            rig.add(lane, "bad")
+            await asyncio.sleep(2.0)
+            assert not await rig.delivery.drain("shutdown", 20.0)
+            assert clock() == pytest.approx(2.0)
+
+    tell(story)
+
+
+def test_draining_waits_for_a_pause_that_ends_in_time() -> None:
+    """And sends then."""
+
+    async def story() -> None:
+        segment = FakeSegment(
+            lambda attempt: OK if attempt.tries else Retry("rate_limited", "429", 429, 3.0)
+        )
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, "p")
+            assert await rig.delivery.drain("shutdown", 20.0)
+            assert clock() == pytest.approx(3.0 + 2 * LATENCY)
+
+    tell(story)
+
+
+def test_the_end_of_a_generation_cancels_what_is_under_way() -> None:
+    """Its calls count as released, and nothing of it is held."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment()) as rig:
+            rig.segment.latency = lambda _: 100.0
+            lane = rig.lane()
+            rig.add(lane, "p0", user="u")
+            await asyncio.sleep(1.5)
+            rig.add(lane, "p1", user="u")
+            await rig.delivery.end()
+            lane.ledger.end()
+            lane.share.end()
+            assert rig.segment.running == 0
+            assert rig.delivery.in_flight == 0
+            assert rig.notes.outcomes == []
+            assert rig.account.released == 2
+            assert rig.account.balance() == []
+            assert rig.budget.used == 0
+            await asyncio.sleep(HOUR)
+            assert len(rig.segment.attempts) == 1
+
+    tell(story)
+
+
+@pytest.mark.parametrize("outcome", [OK, UNAVAILABLE, BAD_REQUEST, UNAUTHORIZED], ids=str)
+def test_an_answer_after_the_end_counts_nowhere(outcome: Outcome) -> None:
+    """Even from a transport that doesn't let itself be cancelled."""
+
+    class Stubborn(FakeSegment):
+        async def attempt(self, write_key: str, body: bytes, tries: int) -> Reply:
+            try:
+                return await super().attempt(write_key, body, tries)
+            except asyncio.CancelledError:
+                return Reply(outcome)
+
+    async def story() -> None:
+        async with Rig(Stubborn()) as rig:
+            lane = rig.lane()
+            rig.add(lane, "p0", "p1")
+            await asyncio.sleep(1.05)
+            await rig.delivery.end()
+            lane.ledger.end()
+            lane.share.end()
+            assert rig.account.delivered == 0
+            assert rig.account.released == 2
+            assert rig.account.balance() == []
+            assert rig.notes.refusals == []
+            assert rig.notes.delivered_calls == 0
+
+    tell(story)
+
+
+def test_a_request_that_is_cancelled_before_it_began_leaves_no_trace() -> None:
+    """A held destination would otherwise wait for ever for an attempt that nobody makes."""
+
+    async def story() -> None:
+        segment = FakeSegment(lambda _: UNAUTHORIZED)
+        async with Rig(segment) as rig:
+            first = rig.lane()
+            rig.add(first, "p")
+            await asyncio.sleep(1.5)
+            destination = rig.delivery.destinations["key"]
+            assert destination.state is State.MISCONFIGURED
+            while rig.delivery.in_flight == 0:  # until the task is made, and hasn't run
+                await asyncio.sleep(0 if clock() > 31.1 - 1e-6 else 31.1 - clock())
+                assert clock() < 40
+            assert len(segment.attempts) == 1
+            await rig.delivery.end()
+            assert destination.attempts == 0
+            segment.answer = lambda _: OK
+            second = rig.lane()
+            rig.add(second, "p")
+            await rig.idle(second, within=2 * PROBE_INTERVAL)
+            assert segment.accepted == ["p"]
+
+    tell(story)
+
+
+def test_what_is_known_of_a_key_outlives_the_generation() -> None:
+    """A rebalance is no reason to ask a misconfigured destination again before its time."""
+
+    async def story() -> None:
+        segment = FakeSegment(lambda _: UNAUTHORIZED)
+        async with Rig(segment) as rig:
+            rig.add(rig.lane(), "p")
+            await asyncio.sleep(2.0)
+            await rig.delivery.end()
+            rig.add(rig.lane(), "p")
+            await asyncio.sleep(20.0)
+            assert len(segment.attempts) == 1
+            await asyncio.sleep(20.0)
+            assert len(segment.attempts) == 2
+
+    tell(story)
+
+
+def test_a_bug_in_the_transport_ends_delivery() -> None:
+    """It isn't an outcome, and nothing goes on as if it were."""
+
+    def answer(_: Attempt) -> Outcome:
+        raise ZeroDivisionError
+
+    async def story() -> None:
+        rig = Rig(FakeSegment(answer))
+        running = asyncio.create_task(rig.delivery.run())
+        rig.add(rig.lane(), "p")
+        with pytest.raises(ExceptionGroup) as caught:
+            await running
+        assert caught.group_contains(ZeroDivisionError)
+
+    tell(story)
+
+
+# --- every script of outcomes ---------------------------------------------------------------------
+
+SCRIPTED = st.sampled_from(
+    [
+        UNAVAILABLE,
+        Retry("timeout", "no answer"),
+        Retry("rate_limited", "429", 429, 3.0),
+        BAD_REQUEST,
+        Refused(413, "too large"),
+        UNAUTHORIZED,
+        None,  # an honest answer
+    ]
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    script=st.lists(SCRIPTED, max_size=40),
+    bad=st.sets(st.integers(0, 29), max_size=8),
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    max_calls=st.integers(1, 20),
+    concurrency=st.integers(1, 8),
+    seed=st.integers(0, 1000),
+)
+def test_every_call_is_delivered_once_or_found_at_fault(
+    script: list[Outcome | None],
+    bad: set[int],
+    sizes: list[int],
+    max_calls: int,
+    concurrency: int,
+    seed: int,
+) -> None:
+    """Whatever Segment answers at first, once it answers honestly and something else is sent now and then."""
+    poison = {f"p{number}" for number in bad}
+    honest = refuse(*poison)
+    answers = iter(script)
+    dice = random.Random(seed)
+
+    async def story() -> None:
+        segment = FakeSegment(lambda attempt: next(answers, None) or honest(attempt))
+        segment.latency = lambda _: dice.choice([0.0, 0.05, 0.3, 2.0])
+        async with Rig(segment, limits=Limits(max_calls=max_calls), concurrency=concurrency) as rig:
+            lane = rig.lane()
+            made: list[str] = []
+            for size in sizes:
+                some = [f"p{len(made) + number}" for number in range(size)]
+                made += some
+                for name in some:
+                    rig.add(lane, name, user=f"u{dice.randrange(4)}")
+                await asyncio.sleep(dice.choice([0.0, 0.5, 5.0]))
+            while not lane.idle:
+                assert clock() < 3 * HOUR, "it never ends"
+                rig.add(lane, f"w{len(made)}", user=f"u{dice.randrange(4)}")
+                made.append(f"w{len(made)}")
+                await asyncio.sleep(20.0)
+            convicted = set(rig.notes.convicted)
+            assert len(convicted) == len(rig.notes.convicted)
+            assert len(set(segment.accepted)) == len(segment.accepted)
+            pages = [name for name in (*segment.accepted, *convicted) if name[:3] != "s1-"]
+            assert sorted(pages) == sorted(made)
+            assert not poison & set(segment.accepted)
+            if not any(isinstance(outcome, Refused) for outcome in script):
+                assert convicted == poison & set(made), "nothing good was found at fault"
+            for user in names("u", 4):
+                said = [
+                    call["traits"]["n"]
+                    for call in map(segment.calls.__getitem__, segment.accepted)
+                    if call["type"] == "identify" and call["userId"] == user
+                ]
+                assert said == sorted(said), "traits arrive in order"
+            assert segment.most_running <= concurrency
+            rig.assert_settled()
+
+    tell(story)

@@ -1,0 +1,64 @@
+"""An event loop whose clock stands still while anything is ready, and jumps to the next timer when nothing is.
+
+Hours pass in milliseconds, in the same order every time. A test that would wait for ever fails at once instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+T = TypeVar("T")
+
+START = 1000.0
+"""What the clock shows first, in seconds: not zero, which code may take for "never"."""
+
+
+class StuckError(Exception):
+    """Nothing is ready and no timer is set: what the test waits for never comes."""
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """The loop. It has no sockets and no threads: what comes from outside would come at no time of this clock."""
+
+    def __init__(self) -> None:
+        self.now = START
+        super().__init__(_JumpingSelector(self))
+
+    def time(self) -> float:
+        """The virtual clock, in seconds."""
+        return self.now
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """What an event loop sleeps in: this one moves the clock instead."""
+
+    def __init__(self, loop: VirtualTimeLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            raise StuckError("nothing is ready and no timer is set")
+        self._loop.now += max(timeout, 0.0)
+        return []
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, as `asyncio.run` does, in virtual time.
+
+    Args:
+        main: what to run.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        StuckError: it waits for what never comes.
+    """
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(main)
