@@ -24,6 +24,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -174,7 +175,7 @@ def _parse_call(
 # --- the writer --------------------------------------------------------------------------------------------------
 
 _SHARED_KEYS = ("anonymousId", "timestamp", "receivedAt", "userId")
-_OBJECT_KEYS = ("context", "traits", "properties")
+_OBJECT_KEYS = ("context", "integrations", "traits", "properties")
 _VARIABLES = {
     "userId": "user_id",
     "anonymousId": "anonymous_id",
@@ -486,9 +487,7 @@ class _Function:
                     self.line(f"{name} = kafka_time(timestamp_ms)")
                 else:
                     is_time = self._is_time(node)
-                    self.line(
-                        f"{name} = {value if is_time else f'{value} if type({value}) is str else None'}"
-                    )
+                    self.line(f"{name} = {value if is_time else f'mapped_time({value})'}")
                     self.line(f"if not {name}:")
                     self.line(f"    {name} = kafka_time(timestamp_ms)")
             elif key in _SHARED_KEYS:
@@ -566,7 +565,7 @@ class _Function:
             detail = f"There is no name for the event: no text at {_place(tree['event'])}."
             self._reject("not event_name", Reason.NO_EVENT_TYPE, detail)
         for key in ("previousId", "category"):
-            if key in tree and (key == "previousId" or call_type == "page"):
+            if key in tree:
                 wrong = f"type(call[{key!r}]) is not str"
                 if key == "previousId":
                     wrong = f"({wrong} or not call[{key!r}])"
@@ -705,6 +704,17 @@ def _kafka_time(timestamp_ms: int) -> str | None:
     return milliseconds_to_iso8601(timestamp_ms) if timestamp_ms >= 0 else None
 
 
+def _mapped_time(value: object) -> str | None:
+    """Give a time that is mapped as text, if it is one that Segment takes: ISO-8601."""
+    if not isinstance(value, str):
+        return None
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return value
+
+
 def _hash_of(mapped: object, key_hash: blake2b, record_hash: blake2b) -> blake2b:
     """Begin the hash of an id: with what is mapped to messageId, or with the record if that is no text.
 
@@ -814,6 +824,7 @@ _NAMESPACE: dict[str, Any] = {
     "item": _item,
     "json_of": _json_of,
     "kafka_time": _kafka_time,
+    "mapped_time": _mapped_time,
     "merged": _merged,
     "milliseconds_to_iso8601": milliseconds_to_iso8601,
     "not_an_object": not_an_object,

@@ -24,13 +24,13 @@ MAX_MESSAGE_ID_CHARACTERS = 99
 
 _TYPES = frozenset({"identify", "group", "track", "page", "screen", "alias"})
 _IDS = ("userId", "anonymousId", "groupId", "previousId", "messageId")
-_OBJECTS = ("context", "traits", "properties")
+_OBJECTS = ("context", "integrations", "traits", "properties")
 _NEEDED_TEXT = {
     "track": ("event",),
     "group": ("groupId",),
     "alias": ("previousId", "userId"),
 }
-_OPTIONAL_TEXT = {"page": ("name", "category"), "screen": ("name", "category")}
+_OPTIONAL_TEXT = ("name", "category", "event")  # Segment's validator wants that of every call
 
 
 def validate(call: Mapping[str, Any], size_bytes: int) -> Reject | None:
@@ -56,7 +56,7 @@ def validate(call: Mapping[str, Any], size_bytes: int) -> Reject | None:
         return Reject(
             Reason.NO_IDENTITY, f"The {call_type} call has neither a userId nor an anonymousId."
         )
-    for key in _OPTIONAL_TEXT.get(call_type, ()):
+    for key in _OPTIONAL_TEXT:
         if key in call and not isinstance(call[key], str):
             return not_text(call_type, key, call[key])
     for key in _OBJECTS:

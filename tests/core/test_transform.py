@@ -291,6 +291,24 @@ def test_a_mapped_message_id_stands_for_the_record_and_differs_between_calls(
 # --- timestamps --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("date", "time"),
+    [
+        ("2026-11-23T12:00:00+01:00", "2026-11-23T12:00:00+01:00"),
+        ("2026-11-23", "2026-11-23"),
+        ("tomorrow", "1970-01-01T00:00:00.005Z"),
+        ("", "1970-01-01T00:00:00.005Z"),
+        (1643673911400, "1970-01-01T00:00:00.005Z"),
+    ],
+)
+def test_a_mapped_time_that_is_no_iso_8601_gives_way_to_kafkas(date: object, time: str) -> None:
+    mapping = default_mapping()
+    mapping["track"]["timestamp"] = "attributes.date"
+    record = changed(event_type="scroll", attributes={"date": date})
+    calls = calls_of(Transform(write_key="key", mapping=mapping), record, 5)
+    assert calls[-1]["timestamp"] == time
+
+
 @pytest.mark.parametrize("time", [None, "1643673911400", True, [], 253_402_300_800_000, 1e300])
 def test_a_time_that_is_missing_or_unusable_is_kafkas(time: Any) -> None:
     value = changed(event_timestamp=time, arrival_timestamp=time)
@@ -392,7 +410,7 @@ def test_a_record_that_cannot_become_calls_is_rejected(
         ("pageView", "category", "news", True),
         ("pageView", "category", "", True),
         ("pageView", "category", 5, False),
-        ("scroll", "category", 5, True),
+        ("scroll", "category", 5, False),
         ("scroll", "previousId", "p", True),
         ("scroll", "previousId", 5, False),
         ("scroll", "previousId", "", False),

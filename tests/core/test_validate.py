@@ -84,8 +84,15 @@ def test_a_call_of_nobody_has_no_identity() -> None:
     assert reason_of({"type": "track", "event": "e"}) is Reason.NO_IDENTITY
 
 
-def test_a_call_of_another_type_may_hold_any_name() -> None:
-    assert reason_of({**GOOD["track"], "name": 5, "category": 5}) is None
+@pytest.mark.parametrize("key", ["name", "category"])
+def test_a_name_is_text_in_a_call_of_any_type(key: str) -> None:
+    assert reason_of({**GOOD["track"], key: "x"}) is None
+    assert reason_of({**GOOD["track"], key: 5}) is Reason.INVALID_CALL
+
+
+def test_integrations_are_an_object() -> None:
+    assert reason_of({**GOOD["track"], "integrations": {"All": True}}) is None
+    assert reason_of({**GOOD["track"], "integrations": True}) is Reason.INVALID_CALL
 
 
 def test_a_call_may_be_32_000_bytes_and_no_more() -> None:

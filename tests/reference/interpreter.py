@@ -59,6 +59,17 @@ def iso8601(value: Any) -> str | None:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def is_time(value: Any) -> bool:
+    """Text in a form of ISO-8601."""
+    if not isinstance(value, str):
+        return False
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
+
+
 def leaf(tree: str, event: Any, callbacks: Callbacks) -> Any:
     if tree == "":
         return None
@@ -222,7 +233,7 @@ class Interpreter:
             value = evaluate(subtree, event, self.callbacks)
             if key in TEXT_KEYS:
                 value = as_text(value)
-            elif key == "timestamp" and (not isinstance(value, str) or value == ""):
+            elif key == "timestamp" and not is_time(value):
                 value = iso8601(timestamp_ms) if timestamp_ms >= 0 else None
             elif key == "messageId":
                 mapped = as_text(value)
