@@ -21,7 +21,7 @@ from yarl import URL
 from streamer.core.model import Delivered, Misconfigured, Refused, Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from streamer.core.model import Outcome
 
@@ -61,7 +61,6 @@ class Segment:
     def __init__(self, url: str, *, gzip: bool, timeout_seconds: float, connections: int) -> None:
         self._url = URL(url)
         self._gzip = gzip
-        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._timeout_seconds = timeout_seconds
         self._connections = connections
         self._strict = self._url.host in _SEGMENT_HOSTS
@@ -70,7 +69,7 @@ class Segment:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._connections),
-            timeout=self._timeout,
+            timeout=aiohttp.ClientTimeout(),  # ours covers more: the end of a connection, too
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self
@@ -90,9 +89,11 @@ class Segment:
         """
         if self._session is None:
             raise RuntimeError("an attempt outside of Segment's context")
+        credentials = b64encode(f"{write_key}:".encode())
         headers = {
-            "Authorization": "Basic " + b64encode(f"{write_key}:".encode()).decode(),
+            "Authorization": f"Basic {credentials.decode()}",
             "Content-Type": "application/json",
+            "Accept-Encoding": "identity",  # its answers are short
         }
         if tries:
             headers["X-Retry-Count"] = str(tries)
@@ -105,14 +106,20 @@ class Segment:
         clock = asyncio.get_running_loop().time
         started = clock()
         try:
-            async with self._session.post(
-                self._url,
-                data=body,
-                headers=headers,
-                allow_redirects=False,
-            ) as response:
-                text = await response.content.read(_ANSWER_BYTES)
-            outcome = classify(response.status, response.headers, text, strict=self._strict)
+            async with (
+                asyncio.timeout(self._timeout_seconds),
+                self._session.post(
+                    self._url, data=body, headers=headers, allow_redirects=False
+                ) as response,
+            ):
+                text = await _beginning(response)
+            outcome = classify(
+                response.status,
+                response.headers,
+                text,
+                strict=self._strict,
+                secrets=(credentials, write_key.encode()),
+            )
         except TimeoutError:
             outcome = Retry("timeout", f"no answer within {self._timeout_seconds:g} s")
         except (aiohttp.ClientError, OSError) as error:
@@ -120,7 +127,25 @@ class Segment:
         return Answer(outcome, len(body), clock() - started)
 
 
-def classify(status: int, headers: Mapping[str, str], text: bytes, *, strict: bool) -> Outcome:
+async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+    """Read as much of an answer's body as is looked at; if its end is missing, what came of it."""
+    text = b""
+    try:
+        while len(text) < _ANSWER_BYTES and (more := await response.content.read(_ANSWER_BYTES)):
+            text += more
+    except aiohttp.ClientError:
+        pass  # the status came, and says enough
+    return text[:_ANSWER_BYTES]
+
+
+def classify(
+    status: int,
+    headers: Mapping[str, str],
+    text: bytes,
+    *,
+    strict: bool,
+    secrets: Sequence[bytes] = (),
+) -> Outcome:
     """Say what an answer means.
 
     Args:
@@ -129,15 +154,20 @@ def classify(status: int, headers: Mapping[str, str], text: bytes, *, strict: bo
         text: the beginning of its body.
         strict: whether it must say `"success": true`, as Segment's own hosts do; a 200 of something between (a captive
             portal, a proxy's page) delivered nothing.
+        secrets: what the detail may not show; what stands between may answer with the request that it got.
     """
-    said = text[:_SHOWN_BYTES].decode("utf-8", "replace").strip()
+    shown = text
+    for secret in filter(None, secrets):
+        shown = shown.replace(secret, b"[secret]")
+    said = shown[:_SHOWN_BYTES].decode("utf-8", "replace").strip()
+    after = _retry_after(headers.get("Retry-After"))
     if 200 <= status < 300:
         if strict and not _says_success(text):
-            return Retry("server_error", f"{status} without success in its body: {said!r}", status)
+            detail = f"{status} without success in its body: {said!r}"
+            return Retry("server_error", detail, status, after)
         return Delivered(status)
     if status in _RETRIED or (status >= 500 and status not in _NEVER_RIGHT):
         reason = "rate_limited" if status == 429 else "timeout" if status == 408 else "server_error"
-        after = _retry_after(headers.get("Retry-After"))
         return Retry(reason, f"{status} {said}".strip(), status, after)
     if status in {400, 413, 422} and b"invalid write key" not in text.lower():
         return Refused(status, said)
@@ -167,7 +197,7 @@ def _retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             date = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         if date.tzinfo is None:
             date = date.replace(tzinfo=UTC)
