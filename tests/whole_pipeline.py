@@ -64,10 +64,10 @@ class Member:
                 env={**os.environ, **self._environment}, stderr=log, stdin=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
         async with asyncio.timeout(TIMEOUT_SECONDS):
-            while not (found := re.search(r"http://[\d.]+:\d+", self.log.read_text())):
+            while not (found := re.search(r"(http://[\d.]+:\d+)/metrics", self.log.read_text())):
                 assert self.process.returncode is None, self.log.read_text()
                 await asyncio.sleep(0.05)
-        self.url = found[0]
+        self.url = found[1]
         return self
 
     async def get(self, path: str) -> tuple[int, str]:
