@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import orjson
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import (
+    InvalidTimestampError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,12 +35,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 LETTER_OVERHEAD = 1000
-"""Bytes of memory that a letter takes besides its value, for the budget."""
+"""Bytes of memory that a letter takes besides its key, value and headers, for the budget."""
 _WRITTEN_TOGETHER = 500
 _FIRST_DELAY, _LAST_DELAY = 0.5, 10.0  # seconds between two tries
-_SEND_TIMEOUT = 15.0  # seconds; the producer itself has no limit that holds when a broker hangs
-_CLOSE_TIMEOUT = 5.0
+_METADATA_PACE = 0.25
 _TRUNCATED_BYTES = 100_000  # of the value, when Kafka refuses the letter for its size
+_FOR_EVER = MessageSizeTooLargeError, RecordListTooLargeError, InvalidTimestampError
 
 
 class Sink(Protocol):
@@ -56,93 +61,199 @@ class KafkaSink:
     """Writes to a topic, with key, value, headers and timestamp of the record as they were.
 
     Headers say more, each a text: `streamer-kind`, `streamer-reason`, `streamer-detail`, `streamer-topic`,
-    `streamer-partition`, `streamer-offset`, `streamer-time` (ISO-8601), `streamer-tries`, and `streamer-truncated`,
-    the bytes that the value had, if Kafka refused it for its size.
+    `streamer-partition`, `streamer-offset`, `streamer-time` (ISO-8601), `streamer-tries`. What Kafka would refuse for
+    ever is written as far as Kafka takes it: too large, with a part of the value, without the record's headers and
+    with `streamer-truncated`, the bytes that the value had; with a timestamp that the topic doesn't allow, without it
+    and with `streamer-timestamp`. Aiokafka can't write a record that has neither key nor value: it gets an empty value.
 
     Args:
         topic: its name.
         connection: how to reach Kafka, as aiokafka's arguments.
+        timeout_seconds: for a write; the producer itself has no limit that holds when a broker hangs.
     """
 
-    def __init__(self, topic: str, connection: Mapping[str, Any]) -> None:
+    def __init__(
+        self, topic: str, connection: Mapping[str, Any], timeout_seconds: float = 15.0
+    ) -> None:
         self._topic = topic
         self._connection = connection
+        self._timeout_seconds = timeout_seconds
         self._producer: AIOKafkaProducer | None = None
+        self._metadata: _PacedMetadata | None = None
+        self._alone = False  # whether each letter goes in a batch of its own
 
     async def write(self, letters: Sequence[DeadLetter]) -> tuple[int, str]:
         """See `Sink.write`."""
+        unwritten = {number: _Form(letter) for number, letter in enumerate(letters)}
+        why = ""
         try:
-            async with asyncio.timeout(_SEND_TIMEOUT):
-                producer = await self._connected()
-                waits = [await self._send(producer, letter) for letter in letters]
-                results = await asyncio.gather(*waits, return_exceptions=True)
-        except (KafkaError, OSError, TimeoutError) as error:
-            # A producer that was left with sends pending spins: it is closed, and another one is made.
+            async with asyncio.timeout(self._timeout_seconds):
+                while unwritten and not why:
+                    why = await self._write(unwritten)
+        except TimeoutError:
+            why = f"no acknowledgement within {self._timeout_seconds:g} s"
+        except (KafkaError, OSError) as error:
+            why = _said(error)
+        if why or self._alone:  # left to itself, a producer goes on with what is pending
             await self.close()
-            return 0, _said(error)
-        for written, result in enumerate(results):
-            if isinstance(result, BaseException):
-                await self.close()
-                return written, _said(result)
-        return len(letters), ""
+            self._alone = False
+        return min(unwritten, default=len(letters)), why
 
     async def close(self) -> None:
         """See `Sink.close`."""
         producer, self._producer = self._producer, None
-        if producer is not None:
-            with suppress(Exception):  # it is thrown away, whatever it says
-                async with asyncio.timeout(_CLOSE_TIMEOUT):
-                    await producer.stop()
+        if producer is None:
+            return
+        # Left to itself, `stop` waits for what can't be sent as long as it can't; and a task of it that is cancelled
+        # while a request is under way ends with a second cancellation only.
+        sending = producer._sender.sender_task  # noqa: SLF001 - aiokafka gives no other way
+        while sending is not None and not sending.done():
+            sending.cancel()
+            await asyncio.wait({sending}, timeout=0.1)
+        unsent = producer._message_accumulator  # noqa: SLF001 - the same
+        unsent._batches.clear()  # noqa: SLF001 - the same
+        unsent._pending_batches.clear()  # noqa: SLF001 - the same
+        if self._metadata is not None:
+            self._metadata.cancel()
+        stopping = asyncio.create_task(producer.stop())  # a cancellation of its own stays in it
+        await asyncio.wait({stopping})
+        if not stopping.cancelled():
+            stopping.exception()  # it is thrown away, whatever it says
+
+    async def _write(self, unwritten: dict[int, _Form]) -> str:
+        """Write all, and take what is acknowledged out.
+
+        Returns:
+            Why what is left can't be written now; an empty text if it is worth another try at once.
+        """
+        producer = await self._connected()
+        sent: dict[int, asyncio.Future[Any]] = {}
+        for number, form in unwritten.items():
+            try:
+                sent[number] = await producer.send(self._topic, **form.arguments())
+            except KafkaError as error:
+                sent[number] = asyncio.get_running_loop().create_future()
+                sent[number].set_exception(error)
+        results = await asyncio.gather(*sent.values(), return_exceptions=True)
+        failures = {
+            number: result
+            for number, result in zip(sent, results, strict=True)
+            if isinstance(result, BaseException)
+        }
+        for number in sent.keys() - failures.keys():
+            del unwritten[number]
+        refused = {n: error for n, error in failures.items() if isinstance(error, _FOR_EVER)}
+        if refused and not self._alone:
+            # Kafka refuses whole batches, and what an idempotent producer sends behind a refusal. Sent without both,
+            # each letter gets the answer that is meant for it.
+            await self.close()
+            self._alone = True
+            return ""
+        for number, failure in failures.items():
+            if number not in refused or not unwritten[number].reduce(failure):
+                return _said(failure)
+        return ""
 
     async def _connected(self) -> AIOKafkaProducer:
         if self._producer is None:
             producer = AIOKafkaProducer(
                 **self._connection,
                 acks="all",
-                enable_idempotence=True,
-                linger_ms=5,
+                enable_idempotence=not self._alone,
+                max_batch_size=1 if self._alone else 16_384,
+                linger_ms=0 if self._alone else 5,
                 request_timeout_ms=10_000,
-                max_request_size=16
-                * 1024
-                * 1024,  # the broker's own limit decides, not the client's
+                max_request_size=1 << 30,  # the broker's own limit decides, not the client's
             )
             self._producer = producer
+            self._metadata = _PacedMetadata(producer.client)
             await producer.start()
         return self._producer
 
-    async def _send(self, producer: AIOKafkaProducer, letter: DeadLetter) -> asyncio.Future[Any]:
-        try:
-            sent = await self._send_as_it_is(producer, letter, ())
-        except MessageSizeTooLargeError:  # the producer's own limit
-            return await self._send_truncated(producer, letter)
-        return asyncio.ensure_future(self._acknowledged(producer, letter, sent))
 
-    async def _acknowledged(
-        self, producer: AIOKafkaProducer, letter: DeadLetter, sent: asyncio.Future[Any]
-    ) -> None:
-        try:
-            await sent
-        except MessageSizeTooLargeError:  # the broker's or the topic's
-            await (await self._send_truncated(producer, letter))
+class _PacedMetadata:
+    """Asks for metadata a few times a second at most.
 
-    async def _send_truncated(
-        self, producer: AIOKafkaProducer, letter: DeadLetter
-    ) -> asyncio.Future[Any]:
+    A producer asks for it for as long as a partition has no leader, which is so after a broker's graceful stop; where
+    nothing listens it gets no answer at once, asks again, and takes all of a core.
+
+    Args:
+        client: of the producer.
+    """
+
+    def __init__(self, client: Any) -> None:  # noqa: ANN401 - aiokafka has no types
+        self._ask = client.force_metadata_update
+        self._asking: asyncio.Task[Any] | None = None
+        self._next = 0.0
+        client.force_metadata_update = self._paced
+
+    def cancel(self) -> None:
+        """Ask no more."""
+        if self._asking is not None:
+            self._asking.cancel()
+
+    def _paced(self) -> asyncio.Future[Any]:
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_in_time())
+        return asyncio.shield(self._asking)
+
+    async def _ask_in_time(self) -> Any:  # noqa: ANN401 - aiokafka has no types
+        clock = asyncio.get_running_loop().time
+        await asyncio.sleep(max(self._next - clock(), 0.0))
+        self._next = clock() + _METADATA_PACE
+        return await self._ask()
+
+
+class _Form:
+    """A letter as it is sent to Kafka: as it is at first, then as far as Kafka takes it."""
+
+    def __init__(self, letter: DeadLetter) -> None:
+        self._letter = letter
+        self._more: tuple[tuple[str, bytes], ...] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """What `AIOKafkaProducer.send` is called with."""
+        letter = self._letter
+        value = b"" if letter.key is None and letter.value is None else letter.value
+        return {
+            "value": value,
+            "key": letter.key,
+            "timestamp_ms": letter.timestamp_ms,
+            "headers": [*letter.headers, *headers(letter), *self._more],
+        }
+
+    def reduce(self, error: BaseException) -> bool:
+        """Leave out what Kafka refuses for ever.
+
+        Args:
+            error: one of `_FOR_EVER`.
+
+        Returns:
+            False if nothing is left to leave out.
+        """
+        letter = self._letter
+        if isinstance(error, InvalidTimestampError) and letter.timestamp_ms is not None:
+            self._more += (("streamer-timestamp", str(letter.timestamp_ms).encode()),)
+            self._letter = replace(letter, timestamp_ms=None)
+            return True
+        if isinstance(error, InvalidTimestampError) or not (
+            letter.value or letter.key or letter.headers
+        ):
+            return False
         value = letter.value or b""
-        shorter = replace(letter, value=value[:_TRUNCATED_BYTES], headers=())
-        size = ("streamer-truncated", str(len(value)).encode())
-        return await self._send_as_it_is(producer, shorter, (size,))
-
-    async def _send_as_it_is(
-        self, producer: AIOKafkaProducer, letter: DeadLetter, more: tuple[tuple[str, bytes], ...]
-    ) -> asyncio.Future[Any]:
-        return await producer.send(  # type: ignore[no-any-return] # aiokafka has no types
-            self._topic,
-            value=letter.value,
-            key=letter.key,
-            timestamp_ms=letter.timestamp_ms,
-            headers=[*letter.headers, *headers(letter), *more],
+        if not any(name == "streamer-truncated" for name, _ in self._more):
+            self._more += (("streamer-truncated", str(len(value)).encode()),)
+            self._letter = replace(letter, value=value[:_TRUNCATED_BYTES], headers=())
+        else:
+            self._letter = replace(letter, value=b"", key=None)
+        log.warning(
+            "a dead letter is too large for its topic; a part of it is written",
+            topic=letter.topic,
+            partition=letter.partition,
+            offset=letter.offset,
+            bytes=len(value),
         )
+        return True
 
 
 class FileSink:
@@ -172,10 +283,19 @@ class FileSink:
         """See `Sink.close`."""
 
     def _append(self, lines: bytes) -> None:
-        with self._path.open("ab") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        with self._path.open("ab+", buffering=0) as file:
+            whole = file.seek(0, os.SEEK_END)
+            if whole and os.pread(file.fileno(), 1, whole - 1) != b"\n":
+                lines = b"\n" + lines  # a process that was killed left a part of a line
+            try:
+                rest = memoryview(lines)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(whole)  # they are written again, from the first on
+                raise
 
 
 @dataclass(slots=True)
@@ -213,7 +333,8 @@ class DeadLetters:
             share: of the memory budget, of which it is held.
             acknowledged: is called when it is written; it lets go of the letter's chunk.
         """
-        size = LETTER_OVERHEAD + len(letter.value or b"")
+        size = LETTER_OVERHEAD + len(letter.value or b"") + len(letter.key or b"")
+        size += sum(len(name) + len(value or b"") for name, value in letter.headers)
         share.take(size)
         self._waiting.append(_Waiting(letter, share, size, acknowledged))
         self._more.set()
@@ -272,7 +393,10 @@ class DeadLetters:
 
     def forget(self) -> None:
         """Drop what isn't acknowledged: the generation has ended, and its records are read again."""
+        for waiting in self._waiting:
+            waiting.share.give(waiting.size)
         self._waiting.clear()
+        self._progress.set()
 
 
 def headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
@@ -303,21 +427,21 @@ def _line(letter: DeadLetter) -> dict[str, Any]:
         "tries": letter.tries,
         **_text("key", letter.key),
         **_text("value", letter.value),
-        "headers": [
-            [name, _text("text", value).get("text", {"base64": b64encode(value).decode()})]
-            for name, value in letter.headers
-        ],
+        "headers": [[name, _readable(value)] for name, value in letter.headers],
     }
 
 
-def _text(name: str, value: bytes | None) -> dict[str, str | None]:
+def _text(name: str, value: bytes | None) -> dict[str, Any]:
+    said = _readable(value)
+    return {f"{name}_base64": said["base64"]} if isinstance(said, dict) else {name: said}
+
+
+def _readable(value: bytes | None) -> str | dict[str, str] | None:
     try:
-        return {name: None if value is None else value.decode()}
+        return None if value is None else value.decode()
     except UnicodeDecodeError:
-        return {f"{name}_base64": b64encode(value or b"").decode()}
+        return {"base64": b64encode(value or b"").decode()}
 
 
 def _said(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no acknowledgement within {_SEND_TIMEOUT:g} s"
     return f"{type(error).__name__}: {error}"
