@@ -139,7 +139,7 @@ class Retry:
         reason: `rate_limited`, `timeout`, `connect` or `server_error`: a label of the metrics.
         detail: what was seen, for a person.
         status: the HTTP status, None if there was no answer.
-        after_seconds: what Retry-After said, capped; None if it said nothing.
+        after_seconds: what Retry-After said, not capped; None if it said nothing.
     """
 
     reason: str
