@@ -50,8 +50,8 @@ def transform(
     """Turn events into Segment calls: one JSON array of calls for each line.
 
     Rejected lines are said on standard error with their reason; the exit status is 1 if there were any. With the
-    same write key, page and track calls have the messageIds that `streamer run` sends; identify and group calls are sent
-    with one of their own each time. A line has no Kafka timestamp: an event without a usable one is rejected.
+    same write key, page and track calls have the messageIds that `streamer run` sends; identify and group calls get
+    another one each time. A line has no Kafka timestamp: an event without a usable one of its own is rejected.
     """
     settings = load_config(config)
     write_key = settings.segment.write_key
