@@ -91,7 +91,7 @@ class Offsets:
             chunk: held once, by its processing.
 
         Raises:
-            RuntimeError: it lies before what was read of its partition already.
+            RuntimeError: it lies before what was read of its partition, or before what was said to be safe to commit.
         """
         chunks = self._chunks.setdefault(chunk.partition, deque())
         read = chunks[-1].next_position if chunks else self._settled.get(chunk.partition, 0)
@@ -111,23 +111,30 @@ class Offsets:
             The offset, or None as long as nothing is known to be settled.
         """
         chunks = self._chunks.get(partition)
-        if chunks:
-            while chunks and not chunks[0].holders:
-                self._settled[partition] = chunks.popleft().next_position
         settled = self._settled.get(partition)
-        if chunks or position is None:
-            return settled
-        return position if settled is None else max(position, settled)
+        while chunks and not chunks[0].holders:
+            settled = chunks.popleft().next_position
+        if not chunks and position is not None and (settled is None or position > settled):
+            settled = position
+        if settled is not None:
+            self._settled[partition] = settled  # a position too: what was said once never goes back
+        return settled
 
     def pending(self) -> int:
         """Count the chunks that aren't settled, wherever they stand."""
         return sum(1 for chunks in self._chunks.values() for chunk in chunks if chunk.holders)
 
     def oldest_timestamp(self) -> int | None:
-        """The Kafka timestamp, in milliseconds, at which the oldest unsettled chunk begins; None if there is none."""
-        stamps = [
-            next(chunk.timestamps[0] for chunk in chunks if chunk.holders)
-            for chunks in self._chunks.values()
-            if any(chunk.holders for chunk in chunks)
-        ]
-        return min(stamps, default=None)
+        """The Kafka timestamp, in milliseconds, at which the oldest unsettled chunk begins; None if there is none.
+
+        Chunks that begin with a record without a timestamp are passed over.
+        """
+        oldest = None
+        for chunks in self._chunks.values():
+            for chunk in chunks:
+                begins = chunk.timestamps[0]
+                if chunk.holders and begins >= 0:
+                    if oldest is None or begins < oldest:
+                        oldest = begins
+                    break
+        return oldest
