@@ -54,27 +54,13 @@ TRIGGERS = ("bytes", "calls", "time", "memory", "shutdown", "rebalance")
 STAGES = ("kafka", "batch", "slot", "request", "backoff")
 _REQUEST_LABELS = (
     ("2xx", "delivered"), ("4xx", "rate_limited"), ("none", "timeout"), ("4xx", "timeout"), ("none", "connect"),
-    ("5xx", "server_error"), ("4xx", "refused"), ("4xx", "misconfigured"), ("3xx", "misconfigured"),
+    ("5xx", "server_error"), ("4xx", "server_error"), ("2xx", "server_error"), ("4xx", "refused"),
+    ("4xx", "misconfigured"), ("3xx", "misconfigured"), ("5xx", "misconfigured"),
 )  # fmt: skip
 _RETRY_REASONS = ("rate_limited", "timeout", "connect", "server_error", "refused", "misconfigured")
 _SECONDS = (
-    0.01,
-    0.025,
-    0.05,
-    0.075,
-    0.1,
-    0.15,
-    0.2,
-    0.3,
-    0.5,
-    0.75,
-    1.0,
-    2.0,
-    5.0,
-    10.0,
-    15.0,
-    30.0,
-)
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0,
+)  # fmt: skip
 _LOOP_LAG = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0)
 _LOOP_LAG_INTERVAL = 0.5
 
@@ -340,7 +326,9 @@ class _AtScrape(Collector):
 
     def collect(self) -> Iterator[Metric]:
         readings = self._read()
-        yield from _accounting(readings.account)
+        yield from _accounting(
+            readings.account, {topic for topic, _ in (*readings.committed, *readings.lag)}
+        )
         yield self._metrics.age_histogram()
         lag = GaugeMetricFamily(
             "streamer_consumer_lag_records",
@@ -379,15 +367,15 @@ class _AtScrape(Collector):
             yield GaugeMetricFamily(f"streamer_{name}", text, value=value)
 
 
-def _accounting(account: Account) -> Iterator[Metric]:
+def _accounting(account: Account, topics: set[str]) -> Iterator[Metric]:
     consumed = CounterMetricFamily(
         "streamer_events_consumed", "Records read from Kafka.", labels=["topic"]
     )
     size = CounterMetricFamily(
         "streamer_consumed_bytes", "Bytes of the values of the records read.", labels=["topic"]
     )
-    for topic, records in account.consumed.items():
-        consumed.add_metric([topic], records)
+    for topic in sorted(topics | account.consumed.keys()):
+        consumed.add_metric([topic], account.consumed[topic])
         size.add_metric([topic], account.consumed_bytes[topic])
     yield consumed
     yield size
