@@ -60,7 +60,8 @@ async def serve(
             web.get("/readyz", readyz),
         ]
     )
-    runner = web.AppRunner(app, access_log=None)
+    # A client that reads slowly must not hold the end of the process: a minute is aiohttp's default.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)

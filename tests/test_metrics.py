@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from streamer.core.model import Outcome, Partition
 
-OUTCOMES = (*("delivered", "merged", "suppressed", "refused", "released"),)
+OUTCOMES = ("delivered", "merged", "suppressed", "refused", "released")
 REQUESTS: dict[tuple[str, str], Outcome] = {
     ("2xx", "delivered"): Delivered(200),
     ("2xx", "server_error"): Retry("server_error", "no success", 200),

@@ -1,0 +1,210 @@
+"""The pages of a running streamer, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import orjson
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_classic
+
+from streamer.errors import StartError
+from streamer.server import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+def play(story: Callable[..., Awaitable[None]], reasons: list[str] | None = None) -> None:
+    """Run a story with a server; it is called with a function that gets a page, and with a counter on /metrics."""
+
+    async def main() -> None:
+        registry = CollectorRegistry()
+        counter = Counter("served", "How often.", registry=registry)
+        async with (
+            serve("127.0.0.1", 0, registry, lambda: reasons or []) as port,
+            aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
+        ):
+
+            async def get(path: str, method: str = "GET", **headers: str) -> tuple[int, str, str]:
+                async with http.request(method, path, headers=headers) as response:
+                    content_type = response.headers.get("Content-Type", "")
+                    return response.status, content_type, await response.text()
+
+            await story(get, counter)
+
+    asyncio.run(main())
+
+
+def test_metrics_in_the_classic_format() -> None:
+    """What a plain request gets, as it is at that moment."""
+
+    async def story(get: Any, counter: Counter) -> None:
+        for expected in (0.0, 1.0):
+            status, content_type, text = await get("/metrics")
+            assert status == 200
+            assert content_type.startswith("text/plain; version=")
+            [served] = [family for family in parse_classic(text) if family.name == "served"]
+            assert [sample.value for sample in served.samples if "total" in sample.name] == [
+                expected
+            ]
+            counter.inc()
+
+    play(story)
+
+
+def test_metrics_in_openmetrics() -> None:
+    """What Prometheus asks for by itself."""
+    accept = "application/openmetrics-text;version=1.0.0;q=0.75,text/plain;version=0.0.4;q=0.5"
+
+    async def story(get: Any, _: Counter) -> None:
+        status, content_type, text = await get("/metrics", Accept=accept)
+        assert status == 200
+        assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+        assert text.endswith("# EOF\n")
+        parsed = parse_openmetrics(text)  # type: ignore[no-untyped-call] # the library left it untyped
+        assert [family.name for family in parsed] == ["served"]
+
+    play(story)
+
+
+def test_alive() -> None:
+    """As long as the loop answers, whatever else is wrong."""
+
+    async def story(get: Any, _: Counter) -> None:
+        status, content_type, text = await get("/healthz")
+        assert (status, orjson.loads(text)) == (200, {"alive": True})
+        assert content_type.startswith("application/json")
+
+    play(story, ["Kafka: connection refused"])
+
+
+def test_ready() -> None:
+    """When nothing speaks against it."""
+
+    async def story(get: Any, _: Counter) -> None:
+        status, _, text = await get("/readyz")
+        assert (status, orjson.loads(text)) == (200, {"ready": True, "reasons": []})
+
+    play(story)
+
+
+def test_not_ready() -> None:
+    """With every reason; and ready again when it has gone."""
+    reasons = ["Kafka: connection refused", "Segment: 401: look at segment.write_key"]
+
+    async def story(get: Any, _: Counter) -> None:
+        status, _, text = await get("/readyz")
+        assert (status, orjson.loads(text)) == (503, {"ready": False, "reasons": reasons})
+        reasons.clear()
+        assert (await get("/readyz"))[0] == 200
+
+    play(story, reasons)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_nothing_can_be_changed(path: str, method: str) -> None:
+    """Its pages are to read."""
+
+    async def story(get: Any, _: Counter) -> None:
+        assert (await get(path, method))[0] == 405
+
+    play(story)
+
+
+def test_nothing_else_is_there() -> None:
+    """No other page."""
+
+    async def story(get: Any, _: Counter) -> None:
+        for path in ("/", "/debug", "/metrics/x"):
+            assert (await get(path))[0] == 404
+
+    play(story)
+
+
+@contextlib.contextmanager
+def taken() -> Any:
+    """A port at which somebody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_a_port_in_use_is_one_sentence() -> None:
+    """That names the port, the settings, and what to do."""
+
+    async def main(port: int) -> None:
+        async with serve("127.0.0.1", port, CollectorRegistry(), list):
+            pytest.fail("it listens at a port that is taken")
+
+    with taken() as port, pytest.raises(StartError) as caught:
+        asyncio.run(main(port))
+    assert str(caught.value) == (
+        f"port {port} of 127.0.0.1 is in use; set server.host and server.port to where streamer may listen"
+    )
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])
+def test_an_address_that_is_not_ours_is_one_sentence(host: str) -> None:
+    """The reason of the operating system is in it."""
+
+    async def main() -> None:
+        async with serve(host, 0, CollectorRegistry(), list):
+            pytest.fail("it listens at an address that isn't ours")
+
+    with pytest.raises(StartError) as caught:
+        asyncio.run(main())
+    assert host in str(caught.value)
+    assert "can't be used: " in str(caught.value)
+    assert "server.host" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_port_is_free_afterwards() -> None:
+    """A restart can take it at once, also while a client still has its connection open."""
+
+    async def main() -> None:
+        async with serve("127.0.0.1", 0, CollectorRegistry(), list) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in await reader.readline()
+        started = time.monotonic()
+        async with serve("127.0.0.1", port, CollectorRegistry(), list) as again:
+            assert again == port
+        assert time.monotonic() - started < 1
+        writer.close()
+
+    asyncio.run(main())
+
+
+def test_a_client_that_does_not_read_does_not_hold_the_end() -> None:
+    """The process has offsets to commit and a group to leave."""
+    registry = CollectorRegistry()
+    many = Counter("many", "Large.", ["label"], registry=registry)
+    for number in range(20_000):
+        many.labels(f"{number}" + "x" * 500)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as stack:
+            serving = contextlib.AsyncExitStack()
+            port = await serving.enter_async_context(serve("127.0.0.1", 0, registry, list))
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", port))
+            await loop.sock_sendall(client, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await loop.sock_recv(client, 1) == b"H"
+            started = time.monotonic()
+            async with asyncio.timeout(10):
+                await serving.aclose()
+            assert time.monotonic() - started < 5
+
+    asyncio.run(main())
