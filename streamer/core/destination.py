@@ -1,11 +1,16 @@
 """What is known of one destination (a write key at an endpoint), and when it may be asked again.
 
-    flowing ──3 failures in a row──▶ backing_off ──success──▶ flowing
-       │                                  │
-       ├──Retry-After──▶ paused ──────────┤   each of the three held states lets one request at a time through,
-       └──a person has to mend it──▶ misconfigured    once its time has come; a success there lets all flow again
+    flowing ──3 failures in a row──▶ backing_off ◀──a failure once the pause is over── paused
+    flowing, backing_off ──Retry-After──▶ paused
+    any ──a person has to mend it──▶ misconfigured
+    any ──success──▶ flowing
 
-A single failure of a destination that answers other requests delays only its own batch.
+The three held states let one request at a time through, once its time has come. A single failure of a destination that
+answers other requests delays only its own batch.
+
+Of requests that were under way when the state changed, a Retry-After and a refused key still count, and a success ends
+backing off, because it shows that the destination answers. Their other failures tell the same story again, and their
+successes nothing of a pause that was asked for later, or of a key that was refused later.
 """
 
 from __future__ import annotations
@@ -123,9 +128,12 @@ class Destination:
             case Delivered():
                 return self._delivered(permit, now)
             case Retry(after_seconds=None):
-                return self._failed(outcome.detail, now, jitter)
+                return self._failed(permit, outcome.detail, now, jitter)
             case Retry(after_seconds=after):
                 until = now + min(after or 0.0, MAX_PAUSE)
+                if self.state is State.MISCONFIGURED:  # still for a person to mend, and asked later
+                    self.until = max(until, self.until, now + PROBE_INTERVAL)
+                    return False
                 if self.state is State.PAUSED:
                     # Requests that were under way together tell the same story: the latest end counts.
                     until = max(until, self.until)
@@ -141,7 +149,10 @@ class Destination:
         Returns:
             Whether that is a change.
         """
-        return self._hold(State.MISCONFIGURED, now + PROBE_INTERVAL, reason, now)
+        until = now + PROBE_INTERVAL
+        if self.state in (State.PAUSED, State.MISCONFIGURED):
+            until = max(until, self.until)  # Segment may have asked for a longer pause
+        return self._hold(State.MISCONFIGURED, until, reason, now)
 
     def _delivered(self, permit: Permit, now: float) -> bool:
         self._failures = 0
@@ -152,13 +163,13 @@ class Destination:
         self._change(State.FLOWING, "", now)
         return True
 
-    def _failed(self, reason: str, now: float, jitter: float) -> bool:
+    def _failed(self, permit: Permit, reason: str, now: float, jitter: float) -> bool:
+        if permit.epoch != self._epoch:
+            return False
         self._failures += 1
         if self.state is State.MISCONFIGURED:
-            return self._hold(State.MISCONFIGURED, now + PROBE_INTERVAL, self.reason, now)
+            return self.misconfigured(self.reason, now)
         if self.flowing and self._failures < FAILURES_TO_BACK_OFF:
-            return False
-        if self.state is State.PAUSED and now < self.until:
             return False
         tries = self._failures - FAILURES_TO_BACK_OFF + 1
         return self._hold(State.BACKING_OFF, now + backoff(max(tries, 1), jitter), reason, now)
