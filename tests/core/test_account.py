@@ -73,6 +73,7 @@ def test_what_is_in_flight_when_its_generation_ends_is_released_once() -> None:
     ledger.delivered("track", 1)
     ledger.end()
     assert (account.released, account.calls_released["track"], account.in_flight) == (2, 1, 0)
+    assert (ledger.records, sum(ledger.calls.values()), ledger.ended) == (0, 0, True)
     before = everything(account)
     ledger.end()
     assert everything(account) == before

@@ -335,7 +335,10 @@ class AnyOutcomes(RuleBasedStateMachine):
         match outcome:
             case Delivered():
                 self.failures = 0
-                return State.FLOWING if fresh or self.state is State.BACKING_OFF else self.state
+                if not fresh and self.state is not State.BACKING_OFF:
+                    return self.state
+                self.not_before = self.now
+                return State.FLOWING
             case Misconfigured():
                 self.not_before = max(self.not_before, self.now + PROBE_INTERVAL)
                 return State.MISCONFIGURED

@@ -84,6 +84,7 @@ def test_gaps_and_control_records_move_what_is_committable_once_all_is_settled()
     one.let_go()
     assert offsets.committable(P, position=None) == 5
     assert offsets.committable(P, position=9) == 9
+    assert offsets.committable(P, position=8) == 9
 
 
 def test_an_offset_that_control_records_moved_does_not_go_back_when_more_is_read() -> None:
