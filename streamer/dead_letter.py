@@ -38,6 +38,7 @@ LETTER_OVERHEAD = 1000
 """Bytes of memory that a letter takes besides its key, value and headers, for the budget."""
 _WRITTEN_TOGETHER = 500
 _FIRST_DELAY, _LAST_DELAY = 0.5, 10.0  # seconds between two tries
+_SAY_INTERVAL = 30.0  # seconds between two lines of the log about letters of one reason
 _METADATA_PACE = 0.25
 _TRUNCATED_BYTES = 100_000  # of the value, when Kafka refuses the letter for its size
 _FOR_EVER = MessageSizeTooLargeError, RecordListTooLargeError, InvalidTimestampError
@@ -320,6 +321,7 @@ class DeadLetters:
         self._waiting: deque[_Waiting] = deque()
         self._more = asyncio.Event()
         self._progress = asyncio.Event()
+        self._said: dict[str, tuple[float, int]] = {}
         self.failing = ""
 
     def __len__(self) -> int:
@@ -338,6 +340,27 @@ class DeadLetters:
         share.take(size)
         self._waiting.append(_Waiting(letter, share, size, acknowledged))
         self._more.set()
+        self._say(letter)
+
+    def _say(self, letter: DeadLetter) -> None:
+        """Log a letter, at most one a reason in a while: a topic of nothing else must not flood the log."""
+        last, unsaid = self._said.get(letter.reason, (float("-inf"), 0))
+        now = asyncio.get_running_loop().time()
+        if now - last < _SAY_INTERVAL:
+            self._said[letter.reason] = (last, unsaid + 1)
+            return
+        self._said[letter.reason] = (now, 0)
+        more = {"more_since_the_last_line": unsaid} if unsaid else {}
+        log.warning(
+            "dead letter",
+            kind=letter.kind,
+            reason=str(letter.reason),
+            detail=letter.detail,
+            topic=letter.topic,
+            partition=letter.partition,
+            offset=letter.offset,
+            **more,
+        )
 
     async def run(self) -> None:
         """Write until cancelled."""

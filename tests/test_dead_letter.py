@@ -289,7 +289,7 @@ def test_letters_outlive_their_broker(broker: KafkaBroker) -> None:
 
     with structlog.testing.capture_logs() as logs:
         asyncio.run(main())
-    assert [line["log_level"] for line in logs] == ["error", "info"]
+    assert [line["log_level"] for line in of_writing(logs)] == ["error", "info"]
 
 
 def test_a_stop_without_kafka_is_quick(unused_address: str) -> None:
@@ -490,10 +490,15 @@ class Story:
 
 
 def tell(story: Any) -> list[Any]:
-    """Run a story in virtual time, and give its log."""
+    """Run a story in virtual time, and give what the log says of the writing."""
     with structlog.testing.capture_logs() as logs:
         virtual_time.run(story())
-    return list(logs)
+    return of_writing(logs)
+
+
+def of_writing(logs: Sequence[Any]) -> list[Any]:
+    """Leave out the lines that a letter gets itself."""
+    return [line for line in logs if line["event"] != "dead letter"]
 
 
 def test_a_letter_counts_once_it_is_written() -> None:
@@ -636,3 +641,24 @@ def test_forgetting_ends_a_drain() -> None:
             assert asyncio.get_running_loop().time() - START == pytest.approx(1.0)
 
     tell(story)
+
+
+def test_a_flood_of_letters_is_a_line_for_each_reason_in_half_a_minute() -> None:
+    """It has the first letter's place; the next line says how many came in between."""
+
+    async def story() -> None:
+        async with Story() as story:
+            for second, letter in enumerate(letters(40)):
+                for reason in (Reason.NOT_JSON, Reason.EMPTY):
+                    story.put([replace(letter, offset=second, reason=reason)])
+                await asyncio.sleep(1)
+
+    with structlog.testing.capture_logs() as lines:
+        virtual_time.run(story())
+    assert [(line["reason"], line["offset"]) for line in lines] == [
+        ("not_json", 0),
+        ("empty", 0),
+        ("not_json", 30),
+        ("empty", 30),
+    ]
+    assert [line.get("more_since_the_last_line") for line in lines] == [None, None, 29, 29]
