@@ -4,6 +4,8 @@ The handler is told of everything in this order: `assigned`, then `read` any num
 to an end what can be, for a few seconds), then `ended`. Between `revoked` and the next `assigned` nothing is committed:
 such a commit waits for JoinGroup, fails, and costs every member one more rebalance.
 
+Where a partition is read from is decided here: aiokafka goes elsewhere without a word when an offset is gone.
+
 aiokafka's consumer is never cancelled inside `getmany` (it would stop watching `max_poll_interval_ms` for good), and it
 is made anew when it can't go on by itself.
 """
@@ -24,6 +26,9 @@ from aiokafka.errors import (
     IllegalStateError,
     KafkaConnectionError,
     KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    UnknownTopicOrPartitionError,
 )
 
 from streamer.bootstrap import failure
@@ -47,13 +52,16 @@ _MAX_RECORDS = 500
 _COMMIT_INTERVAL = 1.0
 _COMMIT_TIMEOUT = 10.0
 _COMMIT_TIMEOUTS_TO_REBUILD = 6
-_POSITION_TIMEOUT = 0.2
-_START_TIMEOUT = 20.0
+_ANSWER_TIMEOUT = 5.0
 _STOP_TIMEOUT = 5.0
-_PROBE_TIMEOUT = 5.0
+_GOODBYE_TIMEOUT = 1.0
+"""Seconds for what a stop asks of a Kafka that left the question before unanswered."""
 _RETRY_DELAY = 3.0
 _REBALANCE_TIMEOUT = 30.0
-_END_OFFSETS_INTERVAL = 10.0
+_ASSIGNMENT_TIMEOUT = 2 * _REBALANCE_TIMEOUT
+"""Seconds without an assignment after which the consumer is made anew: something in it stands still."""
+_START_WATCH_INTERVAL = 3.0
+_WATCH_INTERVAL = 5.0
 _NOTHING = TopicPartition("streamer.nothing", 0)
 """Asked for while nothing is wanted: an empty list would mean every partition."""
 
@@ -97,7 +105,10 @@ class Observer(Protocol):
         """Nothing was read for so long, because the memory budget was spent."""
 
     def skipped(self, records: int) -> None:
-        """So many records went before they were read: retention, or the topic was made anew."""
+        """So many records went before they were read: retention, or the topic was made anew.
+
+        How many went with a topic that was made anew, nobody knows; it counts as one at least.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,29 +166,40 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         self._commit_lock = asyncio.Lock()
         self._commit_timeouts = 0
         self._commit_gate = False
+        self._ending = asyncio.Lock()
+        self._waiting_since = 0.0
+        self._placed: frozenset[Partition] | None = None
         self._starts: dict[Partition, int] = {}
 
     async def run(self) -> None:
-        """Read until `stop`; the consumer is made anew whenever it can't go on."""
+        """Read until `stop`; the consumer is made anew whenever it can't go on.
+
+        Raises:
+            Exception: the handler's; what it didn't take in isn't committed.
+        """
         while not self._stopping.is_set():
             consumer = self._consumer = self._make_consumer()
+            orderly = False
             try:
                 await self._start(consumer)
                 await self._serve(consumer)
+                orderly = True
             except (KafkaError, OSError, TimeoutError) as error:
-                self._say(error)
+                orderly = True
+                self._fail(_reason(error))
             except asyncio.CancelledError:
                 if _asked_for():
                     raise
-                self._say(RuntimeError("aiokafka gave up without a reason"))
+                orderly = True
+                self._fail("aiokafka gave up without a reason")
             finally:
-                await self._close(consumer, orderly=not _asked_for())
+                await self._close(consumer, orderly=orderly)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_RETRY_DELAY):
                     await self._stopping.wait()
 
     def stop(self) -> None:
-        """Read nothing more. `run` then waits for `leave`."""
+        """Read nothing more. `run` then ends the generation, leaves the group and returns."""
         self._stopping.set()
 
     def lag(self) -> dict[Partition, int]:
@@ -204,7 +226,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             **self._connection,
             group_id=subscription.group_id,
             enable_auto_commit=False,
-            auto_offset_reset=subscription.auto_offset_reset,
+            auto_offset_reset="none",  # `_place` decides, and says so
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=min(3000, session_ms // 3),
             rebalance_timeout_ms=int(_REBALANCE_TIMEOUT * 1000),
@@ -219,73 +241,106 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         )
 
     async def _start(self, consumer: AIOKafkaConsumer) -> None:
+        """Join the group: return when it has given an assignment, or when it is time to stop."""
         subscription = self._subscription
         if subscription.pattern is None:
             consumer.subscribe(topics=list(subscription.topics), listener=self)
         else:
             consumer.subscribe(pattern=subscription.pattern, listener=self)
+        self._waiting_since = time.monotonic()
+        starting = asyncio.create_task(consumer.start())
+        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            async with asyncio.timeout(_START_TIMEOUT):
-                await consumer.start()
+            while True:
+                await asyncio.wait(
+                    {starting, stopping},
+                    timeout=_START_WATCH_INTERVAL,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if starting.done():
+                    await starting
+                    return
+                if stopping.done():
+                    return
+                await self._look_at_start(consumer)
         except KafkaConnectionError as error:
-            raise KafkaConnectionError(await self._why_unreachable() or str(error)) from None
-        except TimeoutError:
-            topics = ", ".join(subscription.topics) or subscription.pattern
-            raise TimeoutError(
-                f"Kafka gave no partitions of {topics} within {_START_TIMEOUT:g} s; does the topic exist?"
-            ) from None
+            raise KafkaConnectionError(await self._why_unreachable() or _reason(error)) from None
+        except UnknownTopicOrPartitionError:
+            raise KafkaError(_missing(subscription.topics)) from None
+        finally:
+            starting.cancel()
+            stopping.cancel()
+            await asyncio.gather(starting, stopping, return_exceptions=True)
+
+    async def _look_at_start(self, consumer: AIOKafkaConsumer) -> None:
+        """Find out why there is no assignment yet."""
+        missing = [t for t in self._subscription.topics if not consumer.partitions_for_topic(t)]
+        reason = await self._why_unreachable() or (missing and _missing(missing))
+        if not reason:  # a member that was killed is waited for, up to its rebalance time-out
+            self.failing = "the consumer group hasn't shared its partitions out yet"
+            self._limit_waiting()
+        elif reason != self.failing:
+            self._fail(reason)
 
     async def _why_unreachable(self) -> str:
-        causes = []
-        for server in self._connection["bootstrap_servers"]:
-            cause = await failure(server, self._connection, _PROBE_TIMEOUT)
-            if cause:
-                causes.append(f"{server}: {cause}")
-        return "; ".join(causes)
+        """Say of each server why it can't be reached; nothing if one of them can."""
+        servers = self._connection["bootstrap_servers"]
+        causes = await asyncio.gather(
+            *(failure(server, self._connection, _ANSWER_TIMEOUT) for server in servers)
+        )
+        if None in causes:
+            return ""
+        return "; ".join(f"{server}: {why}" for server, why in zip(servers, causes, strict=True))
+
+    def _limit_waiting(self) -> None:
+        if time.monotonic() - self._waiting_since > _ASSIGNMENT_TIMEOUT:
+            raise TimeoutError(
+                f"the consumer group gave no partitions within {_ASSIGNMENT_TIMEOUT:g} s"
+            )
 
     async def _serve(self, consumer: AIOKafkaConsumer) -> None:
         self._commit_timeouts = 0
-        tasks = {
-            asyncio.create_task(self._read(consumer), name="read"),
-            asyncio.create_task(self._commit_regularly(consumer), name="commit"),
-            asyncio.create_task(self._ask_for_ends(consumer), name="ends"),
-        }
+        reading = asyncio.create_task(self._read(consumer))
+        committing = asyncio.create_task(self._commit_regularly(consumer))
+        watching = asyncio.create_task(self._watch(consumer))
         stopping = asyncio.create_task(self._stopping.wait())
+        tasks = {reading, committing, watching, stopping}
         try:
-            done, _ = await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopping}:
                 await task  # raises why it ended
-            await self._leave(consumer, next(task for task in tasks if task.get_name() == "read"))
+            # Reading ends by itself, but during a rebalance it waits for the assignment.
+            done, _ = await asyncio.wait({reading}, timeout=_STOP_TIMEOUT)
+            for task in done:
+                await task
+            await self._end_generation(consumer, committing)
         finally:
-            for task in (*tasks, stopping):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, stopping, return_exceptions=True)
-
-    async def _leave(self, consumer: AIOKafkaConsumer, reading: asyncio.Task[None]) -> None:
-        """End the generation in order; `AIOKafkaConsumer.stop` doesn't tell its listener."""
-        with suppress(TimeoutError):  # a read during a rebalance waits for the assignment
-            async with asyncio.timeout(_STOP_TIMEOUT):
-                await asyncio.shield(reading)
-        await self._end_generation(consumer)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _close(self, consumer: AIOKafkaConsumer, *, orderly: bool) -> None:
-        if self.assignment is not None:
-            if orderly:  # what is settled is committed, if the consumer still can
-                await self._end_generation(consumer)
+        """Leave the group; in order if what is settled may be committed before that."""
+        self._consumer = None  # from here on it begins no generation
+        if orderly:
+            await self._end_generation(consumer)
+        elif self.assignment is not None:
             self.assignment = None
             await self._handler.ended()
-        self._consumer = None
         # In a task of its own: with a hung broker it takes long, or raises a cancellation nobody asked for.
         closing = asyncio.create_task(consumer.stop())
-        await asyncio.wait({closing}, timeout=_STOP_TIMEOUT)
-        closing.cancel()
-        await asyncio.gather(closing, return_exceptions=True)
+        patience = _GOODBYE_TIMEOUT if self._commit_timeouts else _STOP_TIMEOUT
+        await asyncio.wait({closing}, timeout=patience)
+        if not closing.done():
+            closing.cancel()
+            await asyncio.gather(closing, return_exceptions=True)
+            await _abandon(consumer)
+        elif not closing.cancelled() and (error := closing.exception()) is not None:
+            log.warning("leaving the consumer group failed", reason=_reason(error))
 
-    def _say(self, error: BaseException) -> None:
-        # aiokafka's errors print their name before what they say.
-        said = error.args[0] if isinstance(error, KafkaError) and error.args else error
-        self.failing = str(said) or type(error).__name__
-        log.error("no records from Kafka; trying again", reason=self.failing)
+    def _fail(self, reason: str) -> None:
+        self.failing = reason
+        log.error("no records from Kafka; trying again", reason=reason)
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -293,6 +348,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         handler = self._handler
         clock = time.monotonic
         while not self._stopping.is_set():
+            if self.assignment is not None and self.assignment is not self._placed:
+                await self._place(consumer, self.assignment)
             if handler.full:
                 paused = clock()
                 with suppress(TimeoutError):
@@ -302,12 +359,89 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 await consumer.getmany(_NOTHING, timeout_ms=0)
                 self._observer.paused(clock() - paused)
                 continue
-            records = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MAX_RECORDS)
+            try:
+                records = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MAX_RECORDS)
+            except OffsetOutOfRangeError as error:
+                await self._skip(consumer, error.args[0])
+                continue
+            except NoOffsetForPartitionError:
+                continue  # of a generation that began during the call: it is placed now
             # Nothing may be awaited between the line above and the chunks' being noted in `read`.
-            if records:
+            if records and self.assignment is not None:  # a stop lets no generation begin
                 await handler.read(
                     [((tp.topic, tp.partition), batch) for tp, batch in records.items()]
                 )
+
+    async def _place(self, consumer: AIOKafkaConsumer, assignment: frozenset[Partition]) -> None:
+        """Decide where the partitions of a new generation are read from."""
+        tps = [TopicPartition(*partition) for partition in assignment]
+        async with asyncio.timeout(_COMMIT_TIMEOUT):
+            found = await asyncio.gather(*(consumer.committed(tp) for tp in tps))
+            beginnings = await consumer.beginning_offsets(tps)
+            ends = await consumer.end_offsets(tps)
+        if self.assignment is not assignment:
+            return
+        self._placed = assignment
+        reset = self._subscription.auto_offset_reset
+        first, before = 0, 0
+        for tp, committed in zip(tps, found, strict=True):
+            partition = (tp.topic, tp.partition)
+            begin, end = beginnings[tp], ends[tp]
+            self.ends[partition] = end
+            if committed is not None and begin <= committed <= end:
+                self._starts[partition] = committed
+                self.committed.setdefault(partition, committed)
+                continue
+            self._starts[partition] = place = begin if reset == "earliest" else end
+            if committed is None:
+                first, before = first + 1, before + end - begin
+            else:
+                self._say_gone(tp, committed, place, begin, end)
+            consumer.seek(tp, place)
+        if first:
+            log.info(
+                "partitions without a committed offset: a first start",
+                partitions=first,
+                starts_from=reset,
+                records=before,
+            )
+
+    async def _skip(self, consumer: AIOKafkaConsumer, positions: Mapping[Any, int]) -> None:
+        """Go on where records are again: those at these positions went, while they waited to be read."""
+        assignment = self.assignment
+        if assignment is not self._placed:
+            return  # `_place` sees to it
+        async with asyncio.timeout(_COMMIT_TIMEOUT):
+            beginnings = await consumer.beginning_offsets(list(positions))
+            ends = await consumer.end_offsets(list(positions))
+        if self.assignment is not assignment:
+            return
+        for tp, position in positions.items():
+            begin, end = beginnings[tp], ends[tp]
+            place = begin if self._subscription.auto_offset_reset == "earliest" else end
+            if (
+                position > end
+            ):  # another topic: what is held of the old one must not be mixed with it
+                raise KafkaError(f"{tp.topic} was made anew")
+            if position < begin:
+                self._say_gone(tp, position, place, begin, end)
+                consumer.seek(tp, place)
+            else:
+                consumer.seek(tp, position)
+
+    def _say_gone(self, tp: Any, offset: int, place: int, begin: int, end: int) -> None:  # noqa: ANN401 - untyped
+        gone = max(place - offset if offset < begin else place - begin, 1)
+        self._observer.skipped(gone)
+        log.error(
+            "the offset to read from is gone: records were removed before they were read, or the topic was made anew",
+            topic=tp.topic,
+            partition=tp.partition,
+            offset=offset,
+            first=begin,
+            end=end,
+            records_gone=gone,
+            goes_on_at=place,
+        )
 
     # --- generations ----------------------------------------------------------------------------
 
@@ -320,85 +454,64 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             log.exception("the end of a generation failed")
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Begin a generation."""
+        """Begin a generation. Heartbeats go on only after this: it asks Kafka nothing."""
+        if self._consumer is None or self._stopping.is_set():
+            return
         partitions = frozenset((tp.topic, tp.partition) for tp in assigned)
+        self._handler.assigned(partitions)
         self.assignment = partitions
         self.committed = {}
         self.ends = {}
         self.failing = ""
         self._starts = {}
         self._commit_gate = True
-        self._handler.assigned(partitions)
         self._observer.rebalanced()
         log.info("partitions assigned", count=len(partitions))
-        if self._consumer is not None and partitions:
-            try:
-                await self._compare_with_committed(self._consumer, partitions)
-            except (KafkaError, TimeoutError) as error:
-                log.warning("can't compare committed offsets with the topics", reason=str(error))
 
-    async def _end_generation(self, consumer: AIOKafkaConsumer) -> None:
-        if self.assignment is None:
-            return
-        await self._handler.revoked()
-        async with self._commit_lock:  # a commit that is under way belongs to this generation
-            await self._commit(consumer)
-            self.assignment = None
-        await self._handler.ended()
-
-    async def _compare_with_committed(
-        self, consumer: AIOKafkaConsumer, partitions: Iterable[Partition]
+    async def _end_generation(
+        self, consumer: AIOKafkaConsumer, committing: asyncio.Task[None] | None = None
     ) -> None:
-        """Say it when a committed offset doesn't exist any more; aiokafka starts elsewhere without a word."""
-        tps = [TopicPartition(*partition) for partition in partitions]
-        async with asyncio.timeout(_COMMIT_TIMEOUT):
-            beginnings = await consumer.beginning_offsets(tps)
-            ends = await consumer.end_offsets(tps)
-            for tp in tps:
-                self.ends[tp.topic, tp.partition] = ends[tp]
-                committed = await consumer.committed(tp)
-                if committed is None:
-                    first = self._subscription.auto_offset_reset == "earliest"
-                    self._starts[tp.topic, tp.partition] = (beginnings if first else ends)[tp]
-                    continue
-                self.committed.setdefault((tp.topic, tp.partition), committed)
-                if beginnings[tp] <= committed <= ends[tp]:
-                    continue
-                gone = max(beginnings[tp] - committed, 0)
-                self._observer.skipped(gone)
-                log.error(
-                    "the committed offset is gone: records were removed before they were read, or the"
-                    " topic was made anew",
-                    topic=tp.topic,
-                    partition=tp.partition,
-                    committed=committed,
-                    first=beginnings[tp],
-                    end=ends[tp],
-                    records_gone=gone,
-                    goes_on_from=self._subscription.auto_offset_reset,
-                )
+        """Bring the generation to its end: a revocation, a stop and an error may ask for it at one time.
 
-    async def _ask_for_ends(self, consumer: AIOKafkaConsumer) -> None:
+        Args:
+            consumer: its consumer.
+            committing: at a stop, the regular commits: the last one doesn't wait for one that is under way.
+        """
+        async with self._ending:
+            if self.assignment is None:
+                return
+            await self._handler.revoked()
+            if committing is not None:
+                committing.cancel()
+            async with self._commit_lock:  # a commit that is under way belongs to this generation
+                if self._commit_gate:
+                    await self._commit(consumer)
+                self.assignment = None
+            self._waiting_since = time.monotonic()
+            await self._handler.ended()
+
+    async def _watch(self, consumer: AIOKafkaConsumer) -> None:
         """Ask for the ends of the partitions, which shows too whether Kafka answers.
 
         A consumer whose broker is gone says nothing: it gives no records, like one that has read everything. And what
         a fetch says of an end stands still while nothing is fetched.
         """
         while True:
-            await asyncio.sleep(_END_OFFSETS_INTERVAL)
-            tps = [TopicPartition(*partition) for partition in self.assignment or ()]
-            if not tps:
-                continue
+            await asyncio.sleep(_WATCH_INTERVAL)
+            assignment = self.assignment
+            if assignment is None:
+                self._limit_waiting()
+            tps = [TopicPartition(*partition) for partition in assignment or ()]
             try:
-                async with asyncio.timeout(_PROBE_TIMEOUT):
-                    ends = await consumer.end_offsets(tps)
+                async with asyncio.timeout(_ANSWER_TIMEOUT):
+                    ends = await consumer.end_offsets(tps) if tps else await consumer.topics()
             except (KafkaError, TimeoutError) as error:
-                if not self.failing:
-                    reason = str(error) or type(error).__name__
-                    log.error("Kafka does not answer", reason=reason)  # noqa: TRY400 - an outage, not a bug
-                self.failing = "it doesn't answer"
+                reason = await self._why_unreachable() or f"it doesn't answer ({_reason(error)})"
+                if reason != self.failing:
+                    self._fail(reason)
             else:
-                self.ends.update({(tp.topic, tp.partition): end for tp, end in ends.items()})
+                if tps and self.assignment is assignment:
+                    self.ends.update({(tp.topic, tp.partition): end for tp, end in ends.items()})
                 if self.failing:
                     log.info("Kafka answers again")
                 self.failing = ""
@@ -427,10 +540,13 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 offsets[partition] = committable
         if not offsets:
             return
+        timeout = _COMMIT_TIMEOUT
+        if self._stopping.is_set():
+            timeout = _GOODBYE_TIMEOUT if self._commit_timeouts else _STOP_TIMEOUT
         started = time.monotonic()
         result = "error"
         try:
-            async with asyncio.timeout(_COMMIT_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 await consumer.commit({TopicPartition(*p): offset for p, offset in offsets.items()})
             result = "ok"
             self.committed.update(offsets)
@@ -438,7 +554,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         except TimeoutError:
             result = "timeout"
             self._commit_timeouts += 1
-            log.warning("a commit got no answer; trying again", seconds=_COMMIT_TIMEOUT)
+            log.warning("a commit got no answer", seconds=timeout)
         except (CommitFailedError, IllegalStateError):
             # Not ours any more: what wasn't committed is read again by the next owner. Another commit before the next
             # assignment could reset the generation that is being made.
@@ -451,10 +567,39 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
 
     async def _position(self, consumer: AIOKafkaConsumer, partition: Partition) -> int | None:
         try:
-            async with asyncio.timeout(_POSITION_TIMEOUT):
+            async with asyncio.timeout(0):  # it waits only when it isn't known yet
                 return await consumer.position(TopicPartition(*partition))  # type: ignore[no-any-return] # untyped
         except (TimeoutError, KafkaError):
             return None  # not known yet, or not ours any more
+
+
+async def _abandon(consumer: AIOKafkaConsumer) -> None:
+    """End what `AIOKafkaConsumer.stop` didn't come to, because what it does first hung.
+
+    Else its heartbeats would go on holding partitions that nobody reads, and its fetcher would go on fetching.
+    """
+    coordinator, fetcher = consumer._coordinator, consumer._fetcher  # noqa: SLF001 - there is no other way
+    parts = [consumer._client.close]  # noqa: SLF001 - the same
+    if fetcher is not None:
+        parts.insert(0, fetcher.close)
+    if coordinator is not None:
+        parts.insert(0, coordinator._stop_heartbeat_task)  # noqa: SLF001 - the same
+        parts.insert(0, coordinator._stop_commit_offsets_refresh_task)  # noqa: SLF001 - the same
+    for part in parts:
+        ending = asyncio.create_task(part())
+        await asyncio.wait({ending}, timeout=_GOODBYE_TIMEOUT)
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+
+
+def _missing(topics: Iterable[str]) -> str:
+    return f"there is no topic {', '.join(topics)}, or none that this user may see"
+
+
+def _reason(error: BaseException) -> str:
+    if type(error) in {KafkaError, KafkaConnectionError} and error.args:
+        return str(error.args[0])  # without the name that aiokafka puts before it
+    return str(error) or type(error).__name__
 
 
 def _asked_for() -> bool:

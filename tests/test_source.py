@@ -1,0 +1,715 @@
+"""A member of a consumer group against a real Kafka: what it reads, what it commits, and what it says of trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from structlog.testing import capture_logs
+
+from kafka_broker.broker import KafkaBroker, free_port
+from kafka_broker.topics import QUIET, Kafka, fresh_name
+from streamer.source import Source, Subscription
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from aiokafka import ConsumerRecord
+
+    from conftest import Require
+    from streamer.core.model import Partition
+
+SESSION_SECONDS = 6.0
+"""The shortest that a broker allows by default."""
+
+
+class Recorder:
+    """A handler and an observer that notes what it is told.
+
+    Attributes:
+        told: the name of each call, in order; a commit with its result.
+        generations: of each assignment, the offsets that were read, by partition.
+        values: what was read, by partition and offset.
+        allowed: what may be committed, by partition; where it says nothing, all that was read.
+        skipped: each count of records that were gone.
+        full: whether nothing more should be read.
+        slow: seconds that a revocation takes.
+        breaks: raised instead of taking records in.
+    """
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.generations: list[dict[Partition, list[int]]] = []
+        self.values: dict[tuple[str, int, int], bytes | None] = {}
+        self.allowed: dict[Partition, int | None] = {}
+        self.skips: list[int] = []
+        self.full = False
+        self.slow = 0.0
+        self.breaks: Exception | None = None
+        self._room = asyncio.Event()
+
+    @property
+    def count(self) -> int:
+        """How many records were read, each counted once."""
+        return len(self.values)
+
+    def go_on(self) -> None:
+        self.full = False
+        self._room.set()
+
+    async def room(self) -> None:
+        self._room.clear()
+        await self._room.wait()
+
+    def assigned(self, partitions: frozenset[Partition]) -> None:
+        self.told.append("assigned")
+        self.generations.append({partition: [] for partition in partitions})
+
+    async def read(self, records: Sequence[tuple[Partition, Sequence[ConsumerRecord]]]) -> None:
+        self.told.append("read")
+        if self.breaks is not None:
+            raise self.breaks
+        for partition, together in records:
+            for record in together:
+                self.generations[-1][partition].append(record.offset)
+                self.values[(*partition, record.offset)] = record.value
+
+    def committable(self, partition: Partition, position: int | None) -> int | None:
+        return self.allowed.get(partition, position)
+
+    async def revoked(self) -> None:
+        self.told.append("revoked")
+        await asyncio.sleep(self.slow)
+
+    async def ended(self) -> None:
+        self.told.append("ended")
+
+    def rebalanced(self) -> None:
+        pass
+
+    def committed(self, result: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.told.append(f"commit {result}")
+
+    def paused(self, seconds: float) -> None:
+        assert seconds >= 0
+
+    def skipped(self, records: int) -> None:
+        self.skips.append(records)
+
+    def assert_in_order(self) -> None:
+        """Generations follow one another, are read and committed only while they last, and read each offset once."""
+        state = "ended"
+        allowed = {
+            "ended": {"assigned"},
+            "assigned": {"read", "revoked", "commit ok", "commit timeout", "commit error"},
+            "revoked": {"ended", "commit ok", "commit timeout", "commit error"},
+        }
+        for call in self.told:
+            known = {"commit rebalance": "commit error"}.get(call, call)
+            assert known in allowed[state], (call, state, self.told)
+            if known in allowed:
+                state = known
+        assert state == "ended", self.told
+        for generation in self.generations:
+            for offsets in generation.values():
+                assert offsets == sorted(set(offsets))
+
+
+def make_source(
+    bootstrap: str, recorder: Recorder, topic: str = "", group: str = "", **subscription: Any
+) -> Source:
+    return Source(
+        {"bootstrap_servers": (bootstrap,), "security_protocol": "PLAINTEXT"},
+        Subscription(
+            topics=(topic,) if topic else (),
+            pattern=subscription.pop("pattern", None),
+            group_id=group or fresh_name("group"),
+            session_timeout_seconds=SESSION_SECONDS,
+            **subscription,
+        ),
+        recorder,
+        recorder,
+    )
+
+
+@asynccontextmanager
+async def running(source: Source) -> AsyncIterator[asyncio.Task[None]]:
+    """Runs a source; stops it at the end, and sees that it leaves no task behind."""
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(source.run())
+    try:
+        yield task
+    finally:
+        source.stop()
+        async with asyncio.timeout(40):
+            await asyncio.gather(task, return_exceptions=True)
+    if len(before) == 1:  # no other source runs
+        left = asyncio.all_tasks() - before
+        assert not left, left
+
+
+async def until(condition: Callable[[], object], seconds: float = 40.0) -> None:
+    """Waits until something is so."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def until_committed(
+    kafka: Kafka, group: str, topic: str, wanted: dict[Partition, int]
+) -> None:
+    async with asyncio.timeout(40):
+        while await kafka.committed(group, topic) != wanted:
+            await asyncio.sleep(0.1)
+
+
+def some(count: int, size: int = 10, partition: int | None = None) -> list[tuple[Any, ...]]:
+    return [(b"%d" % n, b"%0*d" % (size, n), None, (), partition) for n in range(count)]
+
+
+async def delete_records(kafka: Kafka, topic: str, before: int) -> None:
+    """Removes the records of partition 0 up to an offset, as retention does."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap, **QUIET})
+    done = admin.delete_records([TopicPartition(topic, 0, before)])
+    for future in done.values():
+        await asyncio.to_thread(future.result, 30)
+
+
+# --- reading and committing ---------------------------------------------------------------------
+
+
+def test_all_is_read_in_order_and_committed_to_the_end_on_stop(kafka: Kafka) -> None:
+    async def main() -> None:
+        topic, group, recorder = await kafka.create_topic(), fresh_name("group"), Recorder()
+        await kafka.produce(topic, some(2_000))
+        async with running(make_source(kafka.bootstrap, recorder, topic, group)):
+            await until(lambda: recorder.count == 2_000)
+        assert await kafka.committed(group, topic) == await kafka.end_offsets(topic)
+        recorder.assert_in_order()
+        (generation,) = recorder.generations
+        assert {p: len(o) for p, o in generation.items()} == await kafka.end_offsets(topic)
+
+    asyncio.run(main())
+
+
+def test_a_member_that_stopped_has_left_and_the_next_one_needs_not_wait(kafka: Kafka) -> None:
+    async def main() -> None:
+        topic, group = await kafka.create_topic(), fresh_name("group")
+        for _ in range(2):
+            recorder = Recorder()
+            await kafka.produce(topic, some(10))
+            async with running(make_source(kafka.bootstrap, recorder, topic, group)):
+                # Less than its session time-out, after which a member that hadn't left would be given up.
+                await until(lambda: recorder.count == 10, SESSION_SECONDS - 1)  # noqa: B023 - awaited here
+            recorder.assert_in_order()
+
+    asyncio.run(main())
+
+
+def test_only_what_is_committable_is_committed(kafka: Kafka) -> None:
+    async def main() -> None:
+        topic = await kafka.create_topic(partitions=3)
+        group, recorder = fresh_name("group"), Recorder()
+        recorder.allowed = {(topic, 0): 17, (topic, 1): None}
+        for partition in range(3):
+            await kafka.produce(topic, some(50, partition=partition))
+        wanted = {(topic, 0): 17, (topic, 2): 50}
+        async with running(make_source(kafka.bootstrap, recorder, topic, group)):
+            await until(lambda: recorder.count == 150)
+            await until_committed(kafka, group, topic, wanted)
+            recorder.allowed[topic, 0] = 31
+            await until_committed(kafka, group, topic, {**wanted, (topic, 0): 31})
+            recorder.allowed[topic, 0] = 33
+        assert await kafka.committed(group, topic) == {**wanted, (topic, 0): 33}
+
+    asyncio.run(main())
+
+
+def test_with_nothing_pending_the_position_is_committed_past_a_transaction_s_end(
+    kafka: Kafka,
+) -> None:
+    def produce(topic: str) -> None:
+        producer = Producer(
+            {"bootstrap.servers": kafka.bootstrap, "transactional.id": fresh_name("tx"), **QUIET}
+        )
+        producer.init_transactions(30)
+        producer.begin_transaction()
+        for number in range(5):
+            producer.produce(topic, b"%d" % number, partition=0)
+        producer.commit_transaction(30)
+
+    async def main() -> None:
+        topic = await kafka.create_topic(partitions=1)
+        group, recorder = fresh_name("group"), Recorder()
+        await asyncio.to_thread(produce, topic)
+        async with asyncio.timeout(10):
+            while await kafka.end_offsets(topic) != {(topic, 0): 6}:  # five records and a marker
+                await asyncio.sleep(0.05)
+        source = make_source(kafka.bootstrap, recorder, topic, group)
+        async with running(source):
+            await until_committed(kafka, group, topic, {(topic, 0): 6})
+            assert source.lag() == {(topic, 0): 0}
+        assert recorder.count == 5
+
+    asyncio.run(main())
+
+
+def test_records_without_a_value_with_an_empty_one_and_with_a_huge_one_arrive(kafka: Kafka) -> None:
+    async def main() -> None:
+        topic = await kafka.create_topic(partitions=1, config={"max.message.bytes": "4000000"})
+        recorder = Recorder()
+        huge = bytes(3_000_000)  # three times what a fetch asks of a partition
+        values = [b"before", None, b"", huge, b"after"]
+        await kafka.produce(topic, [(b"key", value) for value in values])
+        async with running(make_source(kafka.bootstrap, recorder, topic)):
+            await until(lambda: recorder.count == 5)
+        assert [recorder.values[topic, 0, n] for n in range(5)] == values
+
+    asyncio.run(main())
+
+
+def test_a_handler_that_breaks_ends_it_and_nothing_unread_is_committed(kafka: Kafka) -> None:
+    """The position has moved past the records that the handler didn't take; committing it would lose them."""
+
+    async def main() -> None:
+        topic, group, recorder = await kafka.create_topic(), fresh_name("group"), Recorder()
+        recorder.breaks = RuntimeError("a bug")
+        await kafka.produce(topic, some(100))
+        async with running(make_source(kafka.bootstrap, recorder, topic, group)) as task:
+            await until(task.done)
+            with pytest.raises(RuntimeError, match="a bug"):
+                await task
+        assert await kafka.committed(group, topic) == {}
+        assert recorder.told[-1] == "ended"
+
+    asyncio.run(main())
+
+
+# --- generations --------------------------------------------------------------------------------
+
+
+def test_a_generation_ends_before_the_next_begins_and_members_coming_and_going_cost_one_rebalance_each(
+    kafka: Kafka,
+) -> None:
+    async def main() -> None:
+        topic, group = await kafka.create_topic(), fresh_name("group")
+        first, second, third = Recorder(), Recorder(), Recorder()
+        second.slow = 2.5  # so long the others wait for their assignment: more than a commit's time
+
+        async def produce() -> None:
+            while True:
+                await kafka.produce(topic, some(100))
+                await asyncio.sleep(0.05)
+
+        load = asyncio.create_task(produce())
+        async with running(make_source(kafka.bootstrap, first, topic, group)):
+            await until(lambda: first.count > 300)
+            async with running(make_source(kafka.bootstrap, second, topic, group)):
+                await until(lambda: second.count > 300)
+                async with running(make_source(kafka.bootstrap, third, topic, group)):
+                    await until(lambda: third.count > 300)
+                await until(lambda: (len(first.generations), len(second.generations)) == (4, 3))
+            await until(lambda: len(first.generations[-1]) == 4)
+            load.cancel()
+            await asyncio.gather(load, return_exceptions=True)
+            ends = await kafka.end_offsets(topic)
+            await until_committed(kafka, group, topic, ends)
+        for recorder in (first, second, third):
+            recorder.assert_in_order()
+            assert "commit rebalance" not in recorder.told
+        assert [len(r.generations) for r in (first, second, third)] == [5, 3, 1]
+        # Nothing is doubled: what was read was committed before its partition went.
+        seen: dict[Partition, list[int]] = defaultdict(list)
+        for recorder in (first, second, third):
+            for generation in recorder.generations:
+                for partition, offsets in generation.items():
+                    seen[partition] += offsets
+        assert {p: sorted(o) for p, o in seen.items()} == {
+            p: list(range(end)) for p, end in ends.items()
+        }
+
+    asyncio.run(main())
+
+
+def test_a_stop_in_the_middle_of_a_rebalance_begins_no_generation_that_nobody_ends(
+    kafka: Kafka,
+) -> None:
+    async def main() -> None:
+        topic, group = await kafka.create_topic(), fresh_name("group")
+        first, second, third = Recorder(), Recorder(), Recorder()
+        second.slow = 1.5
+        stopped = make_source(kafka.bootstrap, first, topic, group)
+        async with running(make_source(kafka.bootstrap, second, topic, group)):
+            await until(lambda: second.told)
+            async with running(stopped):
+                await until(lambda: first.told)
+                async with running(make_source(kafka.bootstrap, third, topic, group)):
+                    await until(lambda: first.told[-1] == "ended")
+                    stopped.stop()
+                    await until(lambda: third.told)
+        for recorder in (first, second, third):
+            recorder.assert_in_order()
+
+    asyncio.run(main())
+
+
+def test_a_handler_that_is_full_for_longer_than_the_session_keeps_its_partitions_and_sees_its_lag(
+    kafka: Kafka,
+) -> None:
+    async def main() -> None:
+        topic = await kafka.create_topic(partitions=1)
+        group, recorder = fresh_name("group"), Recorder()
+        recorder.full = True
+        await kafka.produce(topic, some(100))
+        source = make_source(kafka.bootstrap, recorder, topic, group)
+        async with running(source):
+            await until(lambda: source.lag() == {(topic, 0): 100})
+            assert recorder.count == 0
+            recorder.allowed[topic, 0] = 60
+            recorder.go_on()
+            await until(lambda: source.lag() == {(topic, 0): 40})
+            recorder.full = True
+            del recorder.allowed[topic, 0]
+            await until(lambda: source.lag() == {(topic, 0): 0})
+            # More than is fetched ahead, so that no fetch tells where the topic ends.
+            await kafka.produce(topic, some(10_000, size=1_000))
+            await asyncio.sleep(SESSION_SECONDS + 1)
+            await until(lambda: source.lag() == {(topic, 0): 10_000})
+            assert recorder.count == 100
+            recorder.go_on()
+            await until(lambda: recorder.count == 10_100)
+        recorder.assert_in_order()
+        assert len(recorder.generations) == 1
+        assert await kafka.committed(group, topic) == {(topic, 0): 10_100}
+
+    asyncio.run(main())
+
+
+def test_a_member_whose_loop_stood_still_for_longer_than_the_session_comes_back(
+    kafka: Kafka,
+) -> None:
+    async def main() -> None:
+        topic, group, recorder = await kafka.create_topic(), fresh_name("group"), Recorder()
+        await kafka.produce(topic, some(1_000))
+        async with running(make_source(kafka.bootstrap, recorder, topic, group)):
+            await until(lambda: recorder.count == 1_000)
+            time.sleep(SESSION_SECONDS + 2)  # noqa: ASYNC251 - blocking it is the point
+            await kafka.produce(topic, some(1_000))
+            await until(lambda: recorder.count == 2_000 and len(recorder.generations) > 1)
+            await until_committed(kafka, group, topic, await kafka.end_offsets(topic))
+        recorder.assert_in_order()
+        assert len(recorder.generations) == 2, "it came back once"
+
+    asyncio.run(main())
+
+
+def test_a_pattern_reads_the_topics_that_it_matches_and_new_ones_too(kafka: Kafka) -> None:
+    async def main() -> None:
+        name, group = fresh_name("family"), fresh_name("group")
+        older = await kafka.create_topic(f"{name}.older", partitions=1)
+        other = await kafka.create_topic(f"not-{name}", partitions=1)
+        await kafka.produce(older, some(10))
+        await kafka.produce(other, some(10))
+        first, second = Recorder(), Recorder()
+        pattern = rf"{name}\."
+        async with running(make_source(kafka.bootstrap, first, group=group, pattern=pattern)):
+            await until(lambda: first.count == 10)
+            newer = await kafka.create_topic(f"{name}.newer", partitions=1)
+            await kafka.produce(newer, some(10))
+            # A member that joins makes the others look at once; alone they look once a minute.
+            async with running(make_source(kafka.bootstrap, second, group=group, pattern=pattern)):
+                await until(lambda: len(first.values.keys() | second.values.keys()) == 20)
+        assert {topic for topic, _, _ in first.values.keys() | second.values.keys()} == {
+            older,
+            newer,
+        }
+        for topic in (older, newer):
+            assert await kafka.committed(group, topic) == {(topic, 0): 10}
+
+    asyncio.run(main())
+
+
+# --- offsets that are gone ----------------------------------------------------------------------
+
+
+async def commit(kafka: Kafka, group: str, topic: str, offset: int) -> None:
+    """Commits as a member that was here before would have."""
+
+    def run() -> None:
+        consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": group, **QUIET})
+        consumer.commit(offsets=[TopicPartition(topic, 0, offset)], asynchronous=False)
+        consumer.close()
+
+    await kafka.committed(group, topic)  # waits until the group has a coordinator
+    await asyncio.to_thread(run)
+
+
+@pytest.mark.parametrize(("reset", "first", "skipped"), [("earliest", 70, 30), ("latest", 100, 60)])
+def test_records_that_retention_removed_before_they_were_read_are_said_and_counted(
+    kafka: Kafka, reset: str, first: int, skipped: int
+) -> None:
+    async def main() -> None:
+        topic = await kafka.create_topic(partitions=1)
+        group, recorder = fresh_name("group"), Recorder()
+        recorder.allowed = {(topic, 0): None}
+        await kafka.produce(topic, some(100))
+        await commit(kafka, group, topic, 40)
+        await delete_records(kafka, topic, 70)
+        source = make_source(kafka.bootstrap, recorder, topic, group, auto_offset_reset=reset)
+        with capture_logs() as logs:
+            async with running(source):
+                await until(lambda: recorder.skips)
+                await until(lambda: source.lag() == {(topic, 0): 100 - first})
+                await kafka.produce(topic, some(1))
+                await until(lambda: (topic, 0, 100) in recorder.values)
+        assert recorder.skips == [skipped]
+        assert recorder.generations[0][topic, 0] == list(range(first, 101))
+        (line,) = (line for line in logs if line["log_level"] == "error")
+        assert line["topic"] == topic
+        assert (line["partition"], line["offset"], line["records_gone"]) == (0, 40, skipped)
+
+    asyncio.run(main())
+
+
+def test_a_topic_that_was_made_anew_is_said_and_read_from_its_beginning(kafka: Kafka) -> None:
+    async def main() -> None:
+        topic = await kafka.create_topic(partitions=1)
+        group, recorder = fresh_name("group"), Recorder()
+        await commit(kafka, group, topic, 40)
+        await kafka.produce(topic, some(10))
+        source = make_source(kafka.bootstrap, recorder, topic, group)
+        recorder.full = True
+        with capture_logs() as logs:
+            async with running(source):
+                await until(lambda: source.lag() == {(topic, 0): 10})
+                recorder.go_on()
+                await until_committed(kafka, group, topic, {(topic, 0): 10})
+        assert recorder.generations[0][topic, 0] == list(range(10))
+        assert sum(recorder.skips) >= 1, "an alert looks at the count"
+        assert any(line["log_level"] == "error" and line["topic"] == topic for line in logs)
+
+    asyncio.run(main())
+
+
+def test_records_that_retention_removes_while_reading_pauses_are_said_and_counted(
+    kafka: Kafka,
+) -> None:
+    """An outage of hours waits in Kafka, and retention doesn't wait for its end."""
+
+    async def main() -> None:
+        topic = await kafka.create_topic(partitions=1)
+        group, recorder = fresh_name("group"), Recorder()
+        recorder.allowed = {(topic, 0): 5}
+        source = make_source(kafka.bootstrap, recorder, topic, group)
+        await kafka.produce(topic, some(10))
+        with capture_logs() as logs:
+            async with running(source):
+                await until(lambda: recorder.count == 10)
+                recorder.full = True
+                # More than is fetched ahead.
+                await kafka.produce(topic, some(1_000, size=10_000))
+                await delete_records(kafka, topic, 900)
+                recorder.go_on()
+                await until(lambda: (topic, 0, 1_009) in recorder.values)
+                del recorder.allowed[topic, 0]
+                await until_committed(kafka, group, topic, {(topic, 0): 1_010})
+        assert sum(recorder.skips) + recorder.count == 1_010
+        assert recorder.skips
+        assert len(recorder.generations) == 1, "what was read before is still held"
+        assert any(line["log_level"] == "error" and line["topic"] == topic for line in logs)
+        recorder.assert_in_order()
+
+    asyncio.run(main())
+
+
+def test_a_topic_deleted_and_made_anew_while_it_is_read_is_read_from_its_beginning(
+    kafka: Kafka,
+) -> None:
+    async def main() -> None:
+        topic = await kafka.create_topic(partitions=1)
+        group, recorder = fresh_name("group"), Recorder()
+        await kafka.produce(topic, some(50))
+        async with running(make_source(kafka.bootstrap, recorder, topic, group)):
+            await until(lambda: recorder.count == 50)
+            await kafka.delete_topic(topic)
+            await kafka.create_topic(topic, partitions=1)
+            recorder.values.clear()
+            await kafka.produce(topic, some(20))
+            await until(lambda: recorder.count == 20)
+            await until_committed(kafka, group, topic, {(topic, 0): 20})
+        assert recorder.generations[-1][topic, 0] == list(range(20))
+        recorder.assert_in_order()
+
+    asyncio.run(main())
+
+
+def test_a_first_start_says_how_many_records_lie_before_it(kafka: Kafka) -> None:
+    async def main() -> None:
+        topic, recorder = await kafka.create_topic(), Recorder()
+        await kafka.produce(topic, some(100))
+        for reset, read in (("latest", 0), ("earliest", 100)):
+            recorder = Recorder()
+            with capture_logs() as logs:
+                source = make_source(kafka.bootstrap, recorder, topic, auto_offset_reset=reset)
+                async with running(source):
+                    await until(lambda: "commit ok" in recorder.told)  # noqa: B023 - awaited here
+            (line,) = (line for line in logs if "first" in line["event"])
+            assert (line["starts_from"], line["records"]) == (reset, 100)
+            assert recorder.count == read
+            assert not recorder.skips
+
+    asyncio.run(main())
+
+
+# --- trouble ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def broker(require: Require) -> Iterator[KafkaBroker]:
+    """A broker to be stopped and frozen, which makes no topic of itself; each test leaves it running."""
+    require("java", "mvn")
+    with KafkaBroker({"auto.create.topics.enable": "false"}) as broker:
+        yield broker
+
+
+def test_a_topic_that_does_not_exist_is_named_and_read_once_it_is_made(broker: KafkaBroker) -> None:
+    async def main() -> None:
+        kafka, topic, recorder = Kafka(broker.bootstrap), fresh_name("late"), Recorder()
+        source = make_source(broker.bootstrap, recorder, topic)
+        stopped = make_source(broker.bootstrap, Recorder(), topic)
+        with capture_logs() as logs:
+            async with running(source):
+                async with running(stopped) as task:
+                    await until(lambda: topic in source.failing and topic in stopped.failing)
+                    stopped.stop()
+                    await until(task.done, 2.5)  # not only when the start is given up
+                await kafka.create_topic(topic)
+                await kafka.produce(topic, some(10))
+                await until(lambda: recorder.count == 10)
+                assert not source.failing
+        recorder.assert_in_order()
+        assert len([line for line in logs if line["log_level"] == "error"]) == 2, (
+            "each said it once"
+        )
+
+    asyncio.run(main())
+
+
+def test_a_group_that_waits_for_another_member_is_not_an_error(kafka: Kafka) -> None:
+    """A member that was killed keeps the next one waiting, up to half a minute."""
+
+    async def main() -> None:
+        topic, group, recorder = await kafka.create_topic(), fresh_name("group"), Recorder()
+        hung = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": group, **QUIET})
+        hung.subscribe([topic])
+        while not hung.assignment():
+            await asyncio.to_thread(hung.poll, 0.1)
+        source = make_source(kafka.bootstrap, recorder, topic, group)
+        with capture_logs() as logs:
+            async with running(source):
+                await until(lambda: "group" in source.failing)
+                await asyncio.to_thread(hung.close)
+                await until(lambda: recorder.told)
+                assert not source.failing
+        assert not [line for line in logs if line["log_level"] in ("warning", "error")]
+
+    asyncio.run(main())
+
+
+def test_without_a_broker_each_try_says_why_in_one_line() -> None:
+    async def main() -> None:
+        server = f"127.0.0.1:{free_port()}"
+        source = make_source(server, Recorder(), "events")
+        with capture_logs() as logs:
+            async with running(source):
+                await until(lambda: len(logs) >= 2)
+                assert source.failing == (f"{server}: connection refused: nothing listens there")
+        assert [line["reason"] for line in logs] == [source.failing] * len(logs)
+
+    asyncio.run(main())
+
+
+def test_a_broker_that_restarts_is_said_while_it_is_gone_and_costs_no_record(
+    broker: KafkaBroker,
+) -> None:
+    async def main() -> None:
+        kafka, group, recorder = Kafka(broker.bootstrap), fresh_name("group"), Recorder()
+        topic = await kafka.create_topic()
+        await kafka.produce(topic, some(500))
+        source = make_source(broker.bootstrap, recorder, topic, group)
+        with capture_logs() as logs:
+            async with running(source):
+                await until(lambda: recorder.count == 500)
+                await asyncio.to_thread(broker.stop)
+                try:
+                    await until(lambda: "connection refused" in source.failing, 25)
+                finally:
+                    broker.launch()
+                    await asyncio.to_thread(broker.wait_until_ready)
+                await kafka.produce(topic, some(500))
+                await until(lambda: recorder.count == 1_000)
+                await until(lambda: not source.failing, 15)
+                await until_committed(kafka, group, topic, await kafka.end_offsets(topic))
+        recorder.assert_in_order()
+        said = [line for line in logs if line["log_level"] == "error"]
+        assert len(said) == 1, "an outage is said once"
+
+    asyncio.run(main())
+
+
+def test_a_broker_frozen_for_longer_than_the_session_costs_no_record(broker: KafkaBroker) -> None:
+    async def main() -> None:
+        kafka, group, recorder = Kafka(broker.bootstrap), fresh_name("group"), Recorder()
+        topic = await kafka.create_topic()
+        await kafka.produce(topic, some(500))
+        source = make_source(broker.bootstrap, recorder, topic, group)
+        async with running(source):
+            await until(lambda: recorder.count == 500)
+            broker.freeze()
+            try:
+                await asyncio.sleep(SESSION_SECONDS + 1)
+            finally:
+                broker.thaw()
+            await kafka.produce(topic, some(500))
+            await until(lambda: recorder.count == 1_000)
+            await until(lambda: not source.failing)
+            await until_committed(kafka, group, topic, await kafka.end_offsets(topic))
+        recorder.assert_in_order()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("moment", ["at its start", "while it reads"])
+def test_a_source_whose_broker_is_frozen_stops_within_seconds(
+    broker: KafkaBroker, moment: str
+) -> None:
+    async def main() -> None:
+        kafka, recorder = Kafka(broker.bootstrap), Recorder()
+        topic = await kafka.create_topic()
+        await kafka.produce(topic, some(500))
+        source = make_source(broker.bootstrap, recorder, topic)
+        try:
+            if moment == "at its start":
+                broker.freeze()
+            async with running(source) as task:
+                if moment == "while it reads":
+                    await until(lambda: recorder.count == 500)
+                    broker.freeze()
+                else:
+                    await until(lambda: "no answer in time" in source.failing)
+                recorder.allowed = {
+                    (topic, n): 3 for n in range(4)
+                }  # so that there is something to commit
+                source.stop()
+                await until(task.done, 10)
+        finally:
+            broker.thaw()
+
+    asyncio.run(main())
