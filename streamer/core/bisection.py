@@ -2,7 +2,8 @@
 
 Segment answers 400 for a whole batch. Either one of its calls is at fault, or the destination is. The batch is halved,
 depth first and in order, until the refused calls stand alone. Such a call is only a suspect until Segment accepts
-something after it, or the whole batch is through and Segment accepted something of it: then it is at fault.
+something after it, or the whole batch is through and Segment accepted something of it: then it is at fault. A suspect
+that is sent once more and accepted clears all of them: the destination refused what it takes, so each is sent again.
 
 After 2·log2(n) + 2 refusals in a row the bisection stops undecided and steps aside. The lane's next batch is the
 witness: accepted, the suspects are at fault and the bisection goes on; refused too, the destination is at fault, and
@@ -11,6 +12,7 @@ nothing of what was undecided is dropped.
 
 from __future__ import annotations
 
+from bisect import insort
 from math import ceil, log2
 from typing import TypeAlias
 
@@ -21,7 +23,8 @@ Piece: TypeAlias = tuple[int, int]
 class Pieces:
     """What of a batch is still to be sent, in parts.
 
-    Each part that `take` gives is ended by one of `back`, `accepted`, `refused` or `condemn`.
+    One part is under way at a time. `back`, `accepted` or `refused` ends it; none of them if its one call was found at
+    fault in another way.
 
     Args:
         calls: how many calls the batch has.
@@ -31,12 +34,15 @@ class Pieces:
         undecided: whether the bisection has stepped aside to wait for a witness.
     """
 
-    __slots__ = ("_accepted", "_limit", "_open", "_refusals", "_suspects", "bisecting", "undecided")
+    __slots__ = (
+        "_accepted", "_limit", "_open", "_refusals", "_suspects", "_took_suspect", "bisecting", "undecided",
+    )  # fmt: skip
 
     def __init__(self, calls: int) -> None:
-        self._open: list[Piece] = [(0, calls)]
+        self._open: list[Piece] = [(0, calls)]  # the first one last
         self._limit = 2 * ceil(log2(calls)) + 2
-        self._suspects: list[int] = []
+        self._suspects: list[int] = []  # the first one first
+        self._took_suspect = False  # whether the part under way is one
         self._accepted = False
         self._refusals = 0
         self.bisecting = False
@@ -47,32 +53,20 @@ class Pieces:
         """Whether nothing is left to send or to decide. A part that was taken isn't seen here until it is ended."""
         return not self._open and not self._suspects
 
-    @property
-    def only_suspects(self) -> bool:
-        """Whether each call that is left was refused alone."""
-        return not self._open and bool(self._suspects)
-
-    def take(self, single: int | None = None) -> Piece:
-        """Take the part that is to be sent next.
-
-        Args:
-            single: a place; with it the part is this one call, if it is left to send, as a probe. The calls before it
-                are sent later: it must not be one whose order counts.
-        """
-        if not self._open:
+    def take(self) -> Piece:
+        """Take the part that is to be sent next: the first one, or the first suspect when nothing else is left."""
+        self._took_suspect = not self._open
+        if self._took_suspect:
             place = self._suspects.pop(0)
             return (place, place + 1)
-        if single is not None:
-            for index, (start, stop) in enumerate(self._open):
-                if start <= single < stop:
-                    around = [(single + 1, stop), (start, single)]
-                    self._open[index : index + 1] = [part for part in around if part[0] < part[1]]
-                    return (single, single + 1)
         return self._open.pop()
 
     def back(self, piece: Piece) -> None:
-        """Give a part back that is to be sent again: nothing was decided."""
-        self._open.append(piece)
+        """Give a part back, or a part of it: nothing was decided, and it takes its place again."""
+        if self._took_suspect:
+            insort(self._suspects, piece[0])
+        else:
+            insort(self._open, piece, key=lambda part: -part[0])
 
     def accepted(self) -> tuple[int, ...]:
         """Note that Segment accepted the part that was taken.
@@ -81,6 +75,9 @@ class Pieces:
             The places of the calls that are found at fault by that.
         """
         self._accepted = True
+        if self._took_suspect:
+            self._open = [(place, place + 1) for place in reversed(self._suspects)]
+            self._suspects.clear()
         return self.testified()
 
     def testified(self) -> tuple[int, ...]:
@@ -106,21 +103,12 @@ class Pieces:
             middle = (start + stop) // 2
             self._open += [(middle, stop), (start, middle)]
         else:
-            self._suspects.append(start)
+            insort(self._suspects, start)
         if self._refusals >= self._limit or (not self._open and not self._accepted):
             self.undecided = True
         elif not self._open:
             return self._convict()
         return ()
-
-    def convict(self) -> tuple[int, ...]:
-        """Find every suspect at fault, for want of any witness.
-
-        Returns:
-            Their places.
-        """
-        self.undecided = False
-        return self._convict()
 
     def reset(self) -> None:
         """Drop every suspicion: the destination is at fault. All that isn't accepted is to be sent again, in order."""
@@ -132,9 +120,9 @@ class Pieces:
                 stop = self._open.pop()[1]  # noqa: PLW2901 - neighbours become one part again
             self._open.append((start, stop))
         self._refusals = 0
-        self.bisecting = self.undecided = False
+        self._took_suspect = self.bisecting = self.undecided = False
 
     def _convict(self) -> tuple[int, ...]:
-        found = tuple(sorted(self._suspects))
+        found = tuple(self._suspects)
         self._suspects.clear()
         return found
