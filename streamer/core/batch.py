@@ -7,7 +7,7 @@ number of its record there, and the record's Kafka timestamp. What needs more (a
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,7 +68,7 @@ class Batch:
         timestamps: the record's Kafka timestamp in milliseconds for a page or track call, else -1.
         chunks: the chunks that the batch holds, each once.
         profiles: the profiles whose identify and group calls stand in it.
-        size: bytes of the body that `body` would make of all calls.
+        size: bytes of the body that `body` would make of all calls, once there is one.
         oldest: when the first of its records was read, in seconds of the event loop's clock.
         read_sum: the sum of those times over its page and track calls.
         trigger: why it was closed, None while it is open.
@@ -200,6 +200,9 @@ class Batch:
     ) -> Ages:
         """Sort the ages of a piece's records into buckets, once for all of them.
 
+        A record from the future counts as new: the clock that stamped it is ahead of ours, and a sum of ages that fell
+        would read as a restart in Prometheus.
+
         Args:
             now_ms: the wall clock in milliseconds since the epoch.
             edges: ascending upper edges of the buckets, in seconds.
@@ -207,6 +210,9 @@ class Batch:
             stop: the call behind the last one.
         """
         stamps = sorted(t for t in self.timestamps[start:stop] if t >= 0)
+        if stamps and stamps[-1] > now_ms:
+            past = bisect_right(stamps, now_ms)
+            stamps[past:] = [now_ms] * (len(stamps) - past)
         # An age of at most `edge` is a timestamp of at least now - edge.
         at_most = [len(stamps) - bisect_left(stamps, now_ms - edge * 1000) for edge in edges]
         return Ages(at_most, len(stamps), (len(stamps) * now_ms - sum(stamps)) / 1000)
