@@ -374,9 +374,9 @@ class Delivery:
             self._convict(route, other, witnessed.testified())
             if was_undecided:
                 other.not_before = now
-                if witnessed.done and other in lane.ready:
-                    lane.ready.remove(other)
-                    self._settle(route, other, now)
+            if witnessed.done and other in lane.ready:
+                lane.ready.remove(other)
+                self._settle(route, other, now)
         pieces = route.pieces[batch]
         self._convict(route, batch, pieces.accepted())
         self._go_on(route, batch, now)
