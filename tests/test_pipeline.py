@@ -1,0 +1,333 @@
+"""The pipeline in this process, between a real Kafka and the mock Segment: its stop, its readiness, its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from contextlib import asynccontextmanager
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import aiohttp
+import orjson
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from kafka_broker.broker import free_port
+from kafka_broker.topics import Kafka, ToProduce, fresh_name
+from streamer.config import load_config
+from streamer.core.aggregate import CALL_OVERHEAD, PROFILE_OVERHEAD
+from streamer.core.model import Reject
+from streamer.demo.events import generate
+from streamer.errors import StartError
+from streamer.mock_segment import Fault, MockSegment
+from streamer.pipeline import Pipeline, make_transform
+from whole_pipeline import WRITE_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+NEVER = "24h"
+"""A flush interval that doesn't pass during a test."""
+
+
+def make_pipeline(
+    bootstrap: str, topic: str, segment: str, group: str = "", **settings: str
+) -> Pipeline:
+    """Makes one from environment variables, named without their prefix and in lower case."""
+    variables = {
+        "kafka__bootstrap_servers": bootstrap,
+        "kafka__topics": topic,
+        "kafka__group_id": group or fresh_name("group"),
+        "kafka__session_timeout": "6s",
+        "segment__endpoint": segment,
+        "segment__write_key": WRITE_KEY,
+        "server__port": "0",
+        **settings,
+    }
+    environ = {f"STREAMER_{name.upper()}": value for name, value in variables.items()}
+    return Pipeline(load_config(None, {}, environ))
+
+
+@asynccontextmanager
+async def running(pipeline: Pipeline) -> AsyncIterator[asyncio.Event]:
+    """Runs a pipeline; at the end it is stopped as a signal stops it."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(pipeline.run(stop))
+    try:
+        await until(lambda: pipeline.port or task.done())
+        yield stop
+    finally:
+        stop.set()
+        async with asyncio.timeout(60):
+            await task
+
+
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Waits until something is so."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def get(pipeline: Pipeline, path: str) -> tuple[int, bytes]:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{pipeline.port}{path}") as response,
+    ):
+        return response.status, await response.read()
+
+
+async def not_ready(pipeline: Pipeline) -> str:
+    """What `/readyz` gives for reasons; nothing when it says that the pipeline is ready."""
+    status, body = await get(pipeline, "/readyz")
+    answer = orjson.loads(body)
+    assert (status, answer["ready"]) == ((503, False) if answer["reasons"] else (200, True))
+    return "; ".join(answer["reasons"])
+
+
+async def metrics(pipeline: Pipeline) -> Counter[tuple[str, ...]]:
+    """A sample's name and the values of its labels, by the order of the labels' names, to its value."""
+    _, text = await get(pipeline, "/metrics")
+    return Counter(
+        {
+            (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text.decode())
+            for sample in family.samples
+        }
+    )
+
+
+def some(count: int, seed: int) -> list[ToProduce]:
+    return [ToProduce(event.key, event.value) for event in islice(generate(seed), count)]
+
+
+def mains(segment: MockSegment) -> int:
+    return segment.stats.accepted["page"] + segment.stats.accepted["track"]
+
+
+def assert_balances(pipeline: Pipeline, produced: int) -> None:
+    """After the end every record has its fate."""
+    account = pipeline.account
+    assert account.in_flight == 0
+    assert account.consumed.total() == account.delivered + account.released
+    assert account.delivered <= produced
+
+
+# --- the stop -----------------------------------------------------------------------------------
+
+
+def test_a_stop_sends_what_is_open_commits_it_and_leaves_the_group(kafka: Kafka) -> None:
+    async def main() -> None:
+        topic, group = await kafka.create_topic(), fresh_name("group")
+        await kafka.produce(topic, some(300, seed=21))
+        async with MockSegment() as segment:
+            pipeline = make_pipeline(
+                kafka.bootstrap, topic, segment.url, group, flush__interval=NEVER
+            )
+            async with running(pipeline):
+                await until(lambda: pipeline.account.consumed.total() == 300)
+                assert segment.stats.requests_total == 0
+            assert mains(segment) == 300
+            assert await kafka.committed(group, topic) == await kafka.end_offsets(topic)
+            assert_balances(pipeline, 300)
+            assert pipeline.account.delivered == 300
+
+            # It has left: the next one gets the partitions at once, not after a session's time-out.
+            second = make_pipeline(kafka.bootstrap, topic, segment.url, group)
+            async with running(second):
+                await kafka.produce(topic, some(10, seed=22))
+                await until(lambda: mains(segment) == 310, 5)
+            assert not segment.stats.duplicates
+
+    asyncio.run(main())
+
+
+def test_a_stop_while_segment_fails_ends_in_time_and_what_was_not_delivered_is_read_again(
+    kafka: Kafka,
+) -> None:
+    async def main() -> None:
+        topic, group = await kafka.create_topic(), fresh_name("group")
+        await kafka.produce(topic, some(300, seed=23))
+        async with MockSegment(faults=[Fault(kind="answer", status=503)]) as segment:
+            pipeline = make_pipeline(
+                kafka.bootstrap, topic, segment.url, group, shutdown_timeout="2s"
+            )
+            clock = asyncio.get_running_loop().time
+            async with running(pipeline) as stop:
+                await until(lambda: segment.stats.requests_total >= 3)
+                assert pipeline.account.consumed.total() == 300
+                stop.set()
+                stopped = clock()
+            assert clock() - stopped < 10
+            assert_balances(pipeline, 300)
+            assert pipeline.account.released == 300
+            ends = await kafka.end_offsets(topic)
+            assert not set((await kafka.committed(group, topic)).items()) & {
+                (partition, end) for partition, end in ends.items() if end
+            }
+            segment.faults.set()
+            second = make_pipeline(kafka.bootstrap, topic, segment.url, group)
+            async with running(second):
+                await until(lambda: mains(segment) == 300)
+            assert await kafka.committed(group, topic) == ends
+            assert second.account.delivered == 300
+
+    asyncio.run(main())
+
+
+def test_partitions_that_go_to_another_member_are_sent_and_committed_before_that(
+    kafka: Kafka,
+) -> None:
+    async def main() -> None:
+        topic, group = await kafka.create_topic(), fresh_name("group")
+        await kafka.produce(topic, some(300, seed=24))
+        async with MockSegment() as segment:
+            first, second = (
+                make_pipeline(kafka.bootstrap, topic, segment.url, group, flush__interval=NEVER)
+                for _ in range(2)
+            )
+            async with running(first):
+                await until(lambda: first.account.consumed.total() == 300)
+                assert segment.stats.requests_total == 0
+                async with running(second):
+                    await until(lambda: mains(segment) == 300)
+                    counts = await metrics(first)
+                    assert counts["streamer_batches_closed_total", "rebalance"] >= 1
+                    async with asyncio.timeout(30):
+                        while (await metrics(first))["streamer_assigned_partitions",] != 2:
+                            await asyncio.sleep(0.05)
+                    await until(lambda: second.not_ready() == [])
+                    assert second.account.consumed.total() == 0, "nothing of it is read again"
+            assert not segment.stats.duplicates
+            for pipeline in (first, second):
+                assert_balances(pipeline, 300)
+
+    asyncio.run(main())
+
+
+# --- readiness ----------------------------------------------------------------------------------
+
+
+def test_a_port_that_is_taken_is_said_with_the_setting() -> None:
+    async def main() -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = str(taken.getsockname()[1])
+            pipeline = make_pipeline(
+                "127.0.0.1:9", "events", "http://127.0.0.1:9/v1/batch", server__port=port
+            )
+            with pytest.raises(StartError, match=rf"port {port} .* in use.*server\.port"):
+                await pipeline.run(asyncio.Event())
+
+    asyncio.run(main())
+
+
+def test_without_kafka_it_lives_is_not_ready_says_why_and_stops(kafka: Kafka) -> None:
+    async def main() -> None:
+        server = f"127.0.0.1:{free_port()}"
+        pipeline = make_pipeline(server, "events", "http://127.0.0.1:9/v1/batch")
+        async with running(pipeline) as stop:
+            async with asyncio.timeout(30):
+                while (await not_ready(pipeline)) != (
+                    f"Kafka: {server}: connection refused: nothing listens there"
+                ):
+                    await asyncio.sleep(0.05)
+            assert (await get(pipeline, "/healthz"))[0] == 200
+            stop.set()
+        topic = await kafka.create_topic()
+        pipeline = make_pipeline(kafka.bootstrap, topic, "http://127.0.0.1:9/v1/batch")
+        async with running(pipeline):
+            async with asyncio.timeout(30):
+                while await not_ready(pipeline):
+                    await asyncio.sleep(0.05)
+
+    asyncio.run(main())
+
+
+def test_a_write_key_that_segment_refuses_is_said_and_drops_nothing(kafka: Kafka) -> None:
+    async def main() -> None:
+        topic, group = await kafka.create_topic(), fresh_name("group")
+        await kafka.produce(topic, some(100, seed=25))
+        async with MockSegment(faults=[Fault(kind="answer", status=401)]) as segment:
+            pipeline = make_pipeline(kafka.bootstrap, topic, segment.url, group)
+            async with running(pipeline) as stop:
+                async with asyncio.timeout(30):
+                    while "segment.write_key" not in (reason := await not_ready(pipeline)):
+                        await asyncio.sleep(0.05)
+                assert WRITE_KEY not in reason
+                await until(lambda: pipeline.account.in_flight == 100)
+                assert segment.stats.requests_total <= 2, "one probe at a time, half a minute apart"
+                stop.set()
+                # No probe is due before the time for the stop is over: there is nothing to wait for.
+                await until(lambda: pipeline.account.released == 100, 10)
+            assert pipeline.account.dead_lettered.total() == 0
+            assert sum((await kafka.committed(group, topic)).values()) == 0
+
+    asyncio.run(main())
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def budget_of_a_read(records: list[ToProduce]) -> int:
+    """The most that one read of 500 records can take: the records, and the calls that are made of them."""
+    transform = make_transform(
+        load_config(None, {}, {"SEGMENT_API_WRITE_KEY": WRITE_KEY}), WRITE_KEY
+    )
+    sizes = []
+    for record in records:
+        made = transform.format(record.value, 0)
+        assert not isinstance(made, Reject)
+        size = len(record.value or b"") + len(made.main) + CALL_OVERHEAD
+        for contribution in made.contributions:
+            size += len(orjson.dumps(contribution.call)) + len(contribution.traits_json)
+            size += CALL_OVERHEAD + PROFILE_OVERHEAD
+        sizes.append(size)
+    return sum(sorted(sizes)[-500:])
+
+
+@pytest.mark.timeout(180)
+def test_while_segment_hangs_memory_is_bounded_the_member_stays_and_the_backlog_drains_after(
+    kafka: Kafka,
+) -> None:
+    async def main() -> None:
+        max_bytes, concurrency = 100_000, 4
+        topic, group = await kafka.create_topic(), fresh_name("group")
+        records = some(20_000, seed=26)
+        most = budget_of_a_read(records)
+        await kafka.produce(topic, records)
+        async with MockSegment() as segment:
+            pipeline = make_pipeline(
+                kafka.bootstrap,
+                topic,
+                segment.url,
+                group,
+                flush__max_bytes=str(max_bytes),
+                flush__concurrency=str(concurrency),
+                flush__memory_budget=str(4 * (max_bytes + 1024 * 1024)),
+            )
+            segment.faults.set(Fault(kind="hang", seconds=8, count=concurrency))
+            async with running(pipeline):
+                budget = pipeline._budget
+                await until(lambda: budget.spent)
+                consumed = pipeline.account.consumed.total()
+                await until(lambda: segment.stats.answers.get("hung", 0) >= concurrency)
+                assert pipeline.account.consumed.total() == consumed < 20_000, "reading stopped"
+                await until(lambda: mains(segment) == 20_000, 120)
+                counts = await metrics(pipeline)
+                await until(lambda: not budget.used)
+                assert counts["streamer_rebalances_total",] == 1
+                assert counts["streamer_paused_seconds_total",] > 6, "longer than the session"
+                # Bodies count one and a half times, for their compressed copy.
+                bodies = int(concurrency * max_bytes * 1.5)
+                assert budget.peak <= budget.limit + most + bodies
+                assert counts["streamer_memory_budget_bytes",] == budget.limit
+            assert not segment.stats.duplicates
+            assert not segment.stats.discarded
+            assert await kafka.committed(group, topic) == await kafka.end_offsets(topic)
+            assert_balances(pipeline, 20_000)
+
+    asyncio.run(main())
