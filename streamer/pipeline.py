@@ -237,8 +237,9 @@ class Pipeline:
             (self._note(generation, partition, together), together)
             for partition, together in records
         ]
+        done = _SLICE_BYTES  # fetching and noting were a stretch of their own
         for (chunk, size), together in chunks:
-            await self._process(generation, chunk, together, now)
+            done = await self._process(generation, chunk, together, now, done)
             if generation.ended:
                 return
             chunk.let_go()
@@ -261,10 +262,32 @@ class Pipeline:
         return chunk, size
 
     async def _process(
-        self, generation: Generation, chunk: Chunk, records: Sequence[ConsumerRecord], now: float
-    ) -> None:
-        done = 0
+        self,
+        generation: Generation,
+        chunk: Chunk,
+        records: Sequence[ConsumerRecord],
+        now: float,
+        done: int,
+    ) -> int:
+        """Process a chunk, of which a slice may go on where that of the chunk before it ended.
+
+        Args:
+            generation: its generation.
+            chunk: the chunk.
+            records: its records.
+            now: when they were read.
+            done: bytes since the event loop had its last turn.
+
+        Returns:
+            The same, at the chunk's end.
+        """
         for number, record in enumerate(records):
+            if done >= _SLICE_BYTES:
+                done = 0
+                self._delivery.notify()
+                await asyncio.sleep(0)
+                if generation.ended:
+                    break
             value = record.value
             made = self._format(value, record.timestamp)
             if isinstance(made, Reject):
@@ -272,12 +295,7 @@ class Pipeline:
             else:
                 generation.lane.add(made, chunk, number, record.timestamp, now)
             done += len(value or b"") + _RECORD_BYTES
-            if done >= _SLICE_BYTES:
-                done = 0
-                self._delivery.notify()
-                await asyncio.sleep(0)
-                if generation.ended:
-                    return
+        return done
 
     def committable(self, partition: Partition, position: int | None) -> int | None:
         """Say which offset is safe to commit."""

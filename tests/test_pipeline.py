@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import aiohttp
 import orjson
 import pytest
+from aiokafka import ConsumerRecord
 from prometheus_client.parser import text_string_to_metric_families
 
+import virtual_time
 from kafka_broker.broker import free_port
 from kafka_broker.topics import Kafka, ToProduce, fresh_name
 from streamer.config import load_config
@@ -27,6 +29,8 @@ from whole_pipeline import WRITE_KEY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from streamer.core.model import Partition
 
 NEVER = "24h"
 """A flush interval that doesn't pass during a test."""
@@ -267,6 +271,67 @@ def test_a_write_key_that_segment_refuses_is_said_and_drops_nothing(kafka: Kafka
             assert sum((await kafka.committed(group, topic)).values()) == 0
 
     asyncio.run(main())
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def consumer_records(partition: int, count: int) -> tuple[Partition, list[ConsumerRecord]]:
+    records = [
+        ConsumerRecord(
+            topic="events", partition=partition, offset=offset, timestamp=0, timestamp_type=0, key=event.key,
+            value=event.value, checksum=None, serialized_key_size=0, serialized_value_size=0, headers=(),
+        )
+        for offset, event in enumerate(islice(generate(partition), count))
+    ]  # fmt: skip
+    return ("events", partition), records
+
+
+@pytest.mark.parametrize("partitions", [1, 50])
+def test_a_read_gives_the_event_loop_its_turns_however_small_its_chunks_are(
+    partitions: int,
+) -> None:
+    async def main() -> None:
+        pipeline = make_pipeline("127.0.0.1:9", "events", "http://127.0.0.1:9/v1/batch")
+        together = [consumer_records(n, 500 // partitions) for n in range(partitions)]
+        pipeline.assigned(frozenset(partition for partition, _ in together))
+        reading = asyncio.create_task(pipeline.read(together))
+        turns = 0
+        while not reading.done():
+            turns += 1
+            await asyncio.sleep(0)
+        total = sum(len(record.value) + 1000 for _, records in together for record in records)
+        assert turns > total / 200_000 + 1
+        assert pipeline.account.in_flight == 500
+
+    virtual_time.run(main())
+
+
+def test_a_revocation_in_the_middle_of_a_read_makes_nothing_of_it_committable() -> None:
+    async def main() -> None:
+        pipeline = make_pipeline("127.0.0.1:9", "events", "http://127.0.0.1:9/v1/batch")
+        partition, records = consumer_records(0, 500)
+        pipeline.assigned(frozenset({partition}))
+        reading = asyncio.create_task(pipeline.read([(partition, records)]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert sum(pipeline.account.calls_in_flight.values()) > 0, "some of it is processed"
+        revoking = asyncio.create_task(pipeline.revoked())
+        await reading
+        assert (
+            pipeline.account.calls_in_flight["page"] + pipeline.account.calls_in_flight["track"]
+            < 500
+        )
+        await revoking
+        # The position is behind all of it, and the last half was never looked at.
+        assert pipeline.committable(partition, 500) is None
+        await pipeline.ended()
+        assert_balances(pipeline, 500)
+        assert pipeline.account.released == 500
+        assert pipeline._budget.used == 0
+        assert pipeline.committable(partition, 500) is None
+
+    virtual_time.run(main())
 
 
 # --- memory -------------------------------------------------------------------------------------
