@@ -166,6 +166,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         self._commit_lock = asyncio.Lock()
         self._commit_timeouts = 0
         self._commit_gate = False
+        self._positions_hold = True
         self._ending = asyncio.Lock()
         self._waiting_since = 0.0
         self._placed: frozenset[Partition] | None = None
@@ -366,6 +367,12 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 continue
             except NoOffsetForPartitionError:
                 continue  # of a generation that began during the call: it is placed now
+            except BaseException as error:
+                # What the call had taken of other partitions is gone with it, though their positions are past it.
+                self._positions_hold = False
+                if isinstance(error, KafkaError) or not isinstance(error, Exception):
+                    raise
+                raise KafkaError(f"a record that aiokafka can't decode: {error!r}") from error
             # Nothing may be awaited between the line above and the chunks' being noted in `read`.
             if records and self.assignment is not None:  # a stop lets no generation begin
                 await handler.read(
@@ -465,6 +472,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         self.failing = ""
         self._starts = {}
         self._commit_gate = True
+        self._positions_hold = True
         self._observer.rebalanced()
         log.info("partitions assigned", count=len(partitions))
 
@@ -533,7 +541,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         """Commit what is settled and wasn't committed, if the member has a generation."""
         offsets = {}
         for partition in self.assignment or ():
-            position = await self._position(consumer, partition)
+            position = await self._position(consumer, partition) if self._positions_hold else None
             # No await between the position and this: a record read in between would be skipped.
             committable = self._handler.committable(partition, position)
             if committable is not None and committable != self.committed.get(partition):

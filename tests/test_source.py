@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from contextlib import asynccontextmanager
@@ -293,6 +296,48 @@ def test_a_handler_that_breaks_ends_it_and_nothing_unread_is_committed(kafka: Ka
 
 
 # --- generations --------------------------------------------------------------------------------
+
+
+PRODUCE_WHAT_CANNOT_BE_DECODED = """
+import asyncio, sys
+from aiokafka import AIOKafkaProducer
+
+class Name(str):
+    def encode(self, *_):
+        return b"\\xff"  # Kafka's protocol says UTF-8; brokers don't look
+
+async def main():
+    producer = AIOKafkaProducer(bootstrap_servers=sys.argv[1])
+    await producer.start()
+    await producer.send_and_wait(sys.argv[2], b"{}", partition=3, headers=[(Name("n"), b"v")])
+    await producer.stop()
+
+asyncio.run(main())
+"""
+
+
+def test_a_record_that_aiokafka_cannot_decode_is_said_and_commits_nothing_unread(
+    kafka: Kafka,
+) -> None:
+    """What the same read had taken of other partitions is gone with it, though their positions are past it."""
+
+    async def main() -> None:
+        topic, group = await kafka.create_topic(partitions=4), fresh_name("group")
+        await kafka.produce(topic, [(None, b"v", None, (), n % 3) for n in range(300)])
+        command = [sys.executable, "-c", PRODUCE_WHAT_CANNOT_BE_DECODED, kafka.bootstrap, topic]
+        environment = {**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"}  # C doesn't ask a subclass
+        await asyncio.to_thread(subprocess.run, command, env=environment, check=True, timeout=60)
+        recorder = Recorder()
+        source = make_source(kafka.bootstrap, recorder, topic, group)
+        async with running(source) as task:
+            await until(lambda: "can't decode" in source.failing)
+            assert not task.done()
+        recorder.assert_in_order()
+        read = {p: max(o, default=-1) + 1 for g in recorder.generations for p, o in g.items()}
+        committed = await kafka.committed(group, topic)
+        assert all(offset <= read[partition] for partition, offset in committed.items())
+
+    asyncio.run(main())
 
 
 def test_a_generation_ends_before_the_next_begins_and_members_coming_and_going_cost_one_rebalance_each(
