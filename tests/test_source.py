@@ -40,10 +40,11 @@ class Recorder:
         generations: of each assignment, the offsets that were read, by partition.
         values: what was read, by partition and offset.
         allowed: what may be committed, by partition; where it says nothing, all that was read.
-        skipped: each count of records that were gone.
+        skips: each count of records that were gone.
         full: whether nothing more should be read.
         slow: seconds that a revocation takes.
         breaks: raised instead of taking records in.
+        asked: how often it was asked what may be committed.
     """
 
     def __init__(self) -> None:
@@ -55,6 +56,7 @@ class Recorder:
         self.full = False
         self.slow = 0.0
         self.breaks: Exception | None = None
+        self.asked = 0
         self._room = asyncio.Event()
 
     @property
@@ -84,6 +86,7 @@ class Recorder:
                 self.values[(*partition, record.offset)] = record.value
 
     def committable(self, partition: Partition, position: int | None) -> int | None:
+        self.asked += 1
         return self.allowed.get(partition, position)
 
     async def revoked(self) -> None:
@@ -747,11 +750,11 @@ def test_a_source_whose_broker_is_frozen_stops_within_seconds(
                 if moment == "while it reads":
                     await until(lambda: recorder.count == 500)
                     broker.freeze()
+                    recorder.allowed = {(topic, partition): 3 for partition in range(4)}
+                    asked = recorder.asked
+                    await until(lambda: recorder.asked >= asked + 4)  # a commit is under way
                 else:
                     await until(lambda: "no answer in time" in source.failing)
-                recorder.allowed = {
-                    (topic, n): 3 for n in range(4)
-                }  # so that there is something to commit
                 source.stop()
                 await until(task.done, 10)
         finally:
