@@ -7,9 +7,9 @@ Segment, so their order counts, and each is billed, so fewer are better:
 - contributions of one profile with the same userId and anonymousId merge, key by key, as long as their batch is open;
 - what comes while that batch is in flight waits, merges on, and moves into the open batch when it is settled.
 
-The id of such a call is a hash of its contributions' ids and a nonce of the generation. So it is the same across
-retries, and new after a redelivery: Segment drops ids it has seen, and replayed traits must be applied again, in
-order.
+The id of such a call is a hash of its contributions' ids, its number in the lane and a nonce of the generation. So it
+is the same across retries, and new after a redelivery and for a record that Kafka has twice: Segment drops ids it has
+seen, and traits that come again must be applied again, in order.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Pending:
 
     Attributes:
         latest: the last contribution; all but the traits is as it says.
-        message_id: the hash of the contributions' ids and the nonce.
+        message_id: the hash of the contributions' ids, the call's number in the lane and the nonce.
         traits, traits_json: those of all contributions, laid over one another.
         data: the call, serialised.
         chunk, record: where the last contribution's record stands.
@@ -88,6 +88,8 @@ class _Pending:
         call["messageId"] = f"s1-{self.message_id}"
         if self.traits:
             call["traits"] = orjson.Fragment(self.traits_json)
+        elif "traits" in call:  # of a merge that became too large
+            del call["traits"]
         return orjson.dumps(call)
 
     def hold(self, chunk: Chunk) -> None:
@@ -128,8 +130,8 @@ class Lane:
 
     Attributes:
         open: the batch that calls are added to, None when there is nothing in it.
-        ready: closed batches that wait for a slot, the oldest first.
-        in_flight: how many batches are being sent, or wait for another try.
+        ready: closed batches that wait for a slot, as they were closed or came back to be sent again.
+        in_flight: how many of its requests are under way; delivery counts them.
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class Lane:
         self._nonce = nonce
         self._profiles: dict[str | tuple[str, str], Profile] = {}
         self._waiting = 0
+        self._calls = 0  # identify and group calls so far, merged ones once
 
     @property
     def idle(self) -> bool:
@@ -168,13 +171,6 @@ class Lane:
     def waiting_calls(self) -> int:
         """How many calls wait for the batch of their profile to be settled."""
         return self._waiting
-
-    def oldest(self) -> float:
-        """When the oldest record was read of which something is open, ready or waiting; infinity if none is."""
-        oldest = self.open.oldest if self.open else float("inf")
-        for batch in self.ready:
-            oldest = min(oldest, batch.oldest)
-        return oldest
 
     def add(
         self, formatted: Formatted, chunk: Chunk, record: int, timestamp: int, now: float
@@ -240,7 +236,6 @@ class Lane:
             pending = self._pending(contribution, chunk, record, now)
             self._make_room(len(pending.data), now)
             self._place(profile, pending)
-            self._close_if_full(now)
             return
         if self.open is not None and profile.batch is self.open and not profile.waiting:
             if profile.last and self._merge(profile.last, contribution, chunk, record):
@@ -249,7 +244,6 @@ class Lane:
             trigger = self.open.room(len(pending.data))
             if trigger is None:
                 self._place(profile, pending)
-                self._close_if_full(now)
             else:
                 self.close(trigger, now)
                 self._wait(profile, pending)
@@ -260,8 +254,9 @@ class Lane:
 
     def _pending(self, latest: Contribution, chunk: Chunk, record: int, now: float) -> _Pending:
         pending = _Pending(latest, chunk, record, now)
+        self._calls += 1
         pending.message_id = blake2b(
-            latest.id.encode(), digest_size=16, key=self._nonce
+            f"{self._calls} {latest.id}".encode(), digest_size=16, key=self._nonce
         ).hexdigest()
         pending.data = pending.render()
         self.share.take(len(pending.data) + CALL_OVERHEAD + PROFILE_OVERHEAD)
