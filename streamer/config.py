@@ -232,9 +232,13 @@ def _is_write_key(value: object) -> SecretStr:
 
 def _is_readable_file(value: object) -> Path:
     path = Path(_is_text(os.fspath(value) if isinstance(value, os.PathLike) else value))
-    if not path.exists():
-        raise ValueError("no such file")
-    if not path.is_file() or not os.access(path, os.R_OK):
+    try:
+        if not path.exists():
+            raise ValueError("no such file")
+        readable = path.is_file() and os.access(path, os.R_OK)
+    except OSError:  # a folder on the way may not be entered
+        readable = False
+    if not readable:
         raise ValueError("must be a file that streamer may read")
     return path
 

@@ -25,6 +25,8 @@ from aiokafka.errors import (
     RecordListTooLargeError,
 )
 
+from streamer.errors import StartError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
@@ -37,6 +39,7 @@ log = structlog.get_logger()
 LETTER_OVERHEAD = 1000
 """Bytes of memory that a letter takes besides its key, value and headers, for the budget."""
 _WRITTEN_TOGETHER = 500
+_BYTES_TOGETHER = 1_000_000  # as much as a cluster that allows little takes within a time-out
 _FIRST_DELAY, _LAST_DELAY = 0.5, 10.0  # seconds between two tries
 _SAY_INTERVAL = 30.0  # seconds between two lines of the log about letters of one reason
 _METADATA_PACE = 0.25
@@ -135,14 +138,13 @@ class KafkaSink:
             except KafkaError as error:
                 sent[number] = asyncio.get_running_loop().create_future()
                 sent[number].set_exception(error)
-        results = await asyncio.gather(*sent.values(), return_exceptions=True)
-        failures = {
-            number: result
-            for number, result in zip(sent, results, strict=True)
-            if isinstance(result, BaseException)
-        }
-        for number in sent.keys() - failures.keys():
-            del unwritten[number]
+        try:
+            await asyncio.gather(*sent.values(), return_exceptions=True)
+        finally:  # when the time is over, what was acknowledged until then still is
+            failures = {number: _failure(future) for number, future in sent.items()}
+            for number, failure in failures.items():
+                if failure is None:
+                    del unwritten[number]
         refused = {n: error for n, error in failures.items() if isinstance(error, _FOR_EVER)}
         if refused and not self._alone:
             # Kafka refuses whole batches, and what an idempotent producer sends behind a refusal. Sent without both,
@@ -151,7 +153,9 @@ class KafkaSink:
             self._alone = True
             return ""
         for number, failure in failures.items():
-            if number not in refused or not unwritten[number].reduce(failure):
+            if failure is not None and (
+                number not in refused or not unwritten[number].reduce(failure)
+            ):
                 return _said(failure)
         return ""
 
@@ -170,6 +174,11 @@ class KafkaSink:
             self._metadata = _PacedMetadata(producer.client)
             await producer.start()
         return self._producer
+
+
+def _failure(future: asyncio.Future[Any]) -> BaseException | None:
+    """Why a letter isn't acknowledged, None if it is."""
+    return asyncio.CancelledError() if future.cancelled() else future.exception()
 
 
 class _PacedMetadata:
@@ -283,6 +292,20 @@ class FileSink:
     async def close(self) -> None:
         """See `Sink.close`."""
 
+    def check(self) -> None:
+        """See that it can be written, at the start, where a person looks; later a failure is only tried again.
+
+        Raises:
+            StartError: it can't.
+        """
+        try:
+            with self._path.open("ab"):
+                pass
+        except OSError as error:
+            raise StartError(
+                f"dead_letter.file = {self._path}: can't be written: {error.strerror or error}"
+            ) from None
+
     def _append(self, lines: bytes) -> None:
         with self._path.open("ab+", buffering=0) as file:
             whole = file.seek(0, os.SEEK_END)
@@ -342,6 +365,17 @@ class DeadLetters:
         self._more.set()
         self._say(letter)
 
+    def _next(self) -> list[_Waiting]:
+        """Choose what is written together: the first letters, one at least."""
+        together: list[_Waiting] = []
+        size = 0
+        for waiting in self._waiting:
+            size += waiting.size
+            if together and (size > _BYTES_TOGETHER or len(together) >= _WRITTEN_TOGETHER):
+                break
+            together.append(waiting)
+        return together
+
     def _say(self, letter: DeadLetter) -> None:
         """Log a letter, at most one a reason in a while: a topic of nothing else must not flood the log."""
         last, unsaid = self._said.get(letter.reason, (float("-inf"), 0))
@@ -370,9 +404,7 @@ class DeadLetters:
                 self._more.clear()
                 if not self._waiting:
                     await self._more.wait()
-                together = [
-                    self._waiting[i] for i in range(min(_WRITTEN_TOGETHER, len(self._waiting)))
-                ]
+                together = self._next()
                 written, why = await self._sink.write([waiting.letter for waiting in together])
                 for waiting in together[:written]:
                     if self._waiting and self._waiting[0] is waiting:  # else its generation ended

@@ -337,8 +337,9 @@ class Delivery:
                 self._delivered(route, batch, piece, len(body), answer, started, now)
             case Retry():
                 batch.tries += 1
+                batch.failures += 1
                 if route.destination.flowing:  # else the destination says when, for all its batches
-                    batch.not_before = now + backoff(batch.tries, self._jitter())
+                    batch.not_before = now + backoff(batch.failures, self._jitter())
                 self._back(route, batch, piece)
             case Misconfigured():
                 batch.tries += 1
@@ -378,6 +379,7 @@ class Delivery:
                 lane.ready.remove(other)
                 self._settle(route, other, now)
         pieces = route.pieces[batch]
+        batch.failures = 0
         self._convict(route, batch, pieces.accepted())
         self._go_on(route, batch, now)
 
@@ -386,6 +388,7 @@ class Delivery:
     ) -> None:
         pieces = route.pieces[batch]
         batch.tries += 1
+        batch.failures = 0
         route.refusal = f"{outcome.status} {outcome.detail}".strip()
         place, alone = piece[0], piece[1] - piece[0] == 1
         if alone:

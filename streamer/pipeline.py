@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from streamer.config import Config
     from streamer.core.batch import Batch
     from streamer.core.model import Partition
+    from streamer.dead_letter import Sink
 
 log = structlog.get_logger()
 
@@ -96,6 +97,10 @@ class Pipeline:
         account: every record's and every call's fate.
         registry: the metrics.
         port: where the server listens, while the pipeline runs.
+
+    Raises:
+        ConfigError: there is no write key, the mapping breaks the grammar, or a certificate can't be used.
+        StartError: the file for dead letters can't be written.
     """
 
     def __init__(self, config: Config) -> None:
@@ -144,10 +149,11 @@ class Pipeline:
             interval_seconds=config.flush.interval,
         )
         letters = config.dead_letter
-        self._letters = DeadLetters(
-            FileSink(letters.file) if letters.file else KafkaSink(str(letters.topic), connection),
-            self._metrics.letter_failed,
-        )
+        sink: Sink = KafkaSink(str(letters.topic), connection)
+        if letters.file:
+            sink = file = FileSink(letters.file)
+            file.check()
+        self._letters = DeadLetters(sink, self._metrics.letter_failed)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Forward until `stop` is set; then send what flows, commit, leave the group, and return.
@@ -167,6 +173,7 @@ class Pipeline:
             kafka = self._config.kafka
             log.info(
                 "streamer runs",
+                settings=self._config.file or "no file (--config names one), the environment",
                 reads=", ".join(kafka.topics) or kafka.topic_pattern,
                 group=kafka.group_id,
                 sends_to=self._config.segment.url,
@@ -254,6 +261,7 @@ class Pipeline:
             [record.offset for record in records],
             [record.timestamp for record in records],
             [record.key for record in records],
+            generation.share,
         )
         size = sum(len(record.value) for record in records if record.value is not None)
         generation.offsets.add(chunk)

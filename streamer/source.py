@@ -227,6 +227,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             **self._connection,
             group_id=subscription.group_id,
             enable_auto_commit=False,
+            isolation_level="read_committed",  # what a transaction took back was never said
             auto_offset_reset="none",  # `_place` decides, and says so
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=min(3000, session_ms // 3),
@@ -395,7 +396,9 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             partition = (tp.topic, tp.partition)
             begin, end = beginnings[tp], ends[tp]
             self.ends[partition] = end
-            if committed is not None and begin <= committed <= end:
+            if committed is not None and begin <= committed:
+                # Whether it lies past the end, only a fetch tells: the end that is known here may be that of the last
+                # finished transaction.
                 self._starts[partition] = committed
                 self.committed.setdefault(partition, committed)
                 continue
@@ -414,7 +417,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             )
 
     async def _skip(self, consumer: AIOKafkaConsumer, positions: Mapping[Any, int]) -> None:
-        """Go on where records are again: those at these positions went, while they waited to be read."""
+        """Go on where there are records again: Kafka says that there are none at these positions."""
         assignment = self.assignment
         if assignment is not self._placed:
             return  # `_place` sees to it
@@ -424,17 +427,20 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         if self.assignment is not assignment:
             return
         for tp, position in positions.items():
+            partition = (tp.topic, tp.partition)
             begin, end = beginnings[tp], ends[tp]
-            place = begin if self._subscription.auto_offset_reset == "earliest" else end
-            if (
-                position > end
-            ):  # another topic: what is held of the old one must not be mixed with it
-                raise KafkaError(f"{tp.topic} was made anew")
-            if position < begin:
-                self._say_gone(tp, position, place, begin, end)
-                consumer.seek(tp, place)
-            else:
+            if begin <= position <= end:
                 consumer.seek(tp, position)
+                continue
+            place = begin if self._subscription.auto_offset_reset == "earliest" else end
+            if position > end:
+                if position != self._starts[partition]:
+                    # What is held of the old topic must not be mixed with it.
+                    raise KafkaError(f"{tp.topic} was made anew")
+                self._starts[partition] = place
+                self.committed.pop(partition, None)
+            self._say_gone(tp, position, place, begin, end)
+            consumer.seek(tp, place)
 
     def _say_gone(self, tp: Any, offset: int, place: int, begin: int, end: int) -> None:  # noqa: ANN401 - untyped
         gone = max(place - offset if offset < begin else place - begin, 1)

@@ -21,6 +21,7 @@ from kafka_broker.topics import Kafka, ReadRecord
 from streamer.core.budget import Budget
 from streamer.core.model import DeadLetter, Reason
 from streamer.dead_letter import LETTER_OVERHEAD, DeadLetters, FileSink, KafkaSink
+from streamer.errors import StartError
 from virtual_time import START
 
 if TYPE_CHECKING:
@@ -662,3 +663,51 @@ def test_a_flood_of_letters_is_a_line_for_each_reason_in_half_a_minute() -> None
         ("empty", 30),
     ]
     assert [line.get("more_since_the_last_line") for line in lines] == [None, None, 29, 29]
+
+
+def test_a_file_that_cannot_be_written_is_said_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"dead_letter.file = .*/nope/x.ndjson: can't be written"):
+        FileSink(tmp_path / "nope" / "x.ndjson").check()
+    with pytest.raises(StartError, match="can't be written: Is a directory"):
+        FileSink(tmp_path).check()
+    FileSink(tmp_path / "x.ndjson").check()
+    assert (tmp_path / "x.ndjson").read_bytes() == b""
+
+
+def test_no_more_is_written_together_than_a_slow_cluster_takes() -> None:
+    """One letter at least, however large."""
+
+    async def story() -> None:
+        async with Story() as it:
+            it.sink.latency = 0.0
+            large = [replace(letter, value=b"v" * 400_000) for letter in letters(5)]
+            it.put([*large, replace(large[0], value=b"v" * 3_000_000, offset=5)])
+            assert await it.dead_letters.drain(1.0)
+            assert it.acknowledged == [0, 1, 2, 3, 4, 5]
+            assert len(it.sink.tries) == 4
+
+    tell(story)
+
+
+def test_letters_that_were_acknowledged_before_the_time_was_over_are_not_written_again() -> None:
+    """Of a topic that takes them slowly, some in each time-out."""
+
+    class SlowProducer:
+        sent = 0
+
+        async def send(self, _: str, **__: Any) -> asyncio.Future[None]:
+            future = asyncio.get_running_loop().create_future()
+            self.sent += 1
+            if self.sent <= 2:
+                future.set_result(None)
+            return future
+
+    class SlowSink(KafkaSink):
+        async def _connected(self) -> Any:
+            return SlowProducer()
+
+    async def main() -> None:
+        sink = SlowSink("topic", {}, timeout_seconds=1.0)
+        assert await sink.write(letters(5)) == (2, "no acknowledgement within 1 s")
+
+    virtual_time.run(main())

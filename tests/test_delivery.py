@@ -885,6 +885,7 @@ def test_a_batch_of_which_only_a_suspect_is_left_is_settled_by_a_witness() -> No
         (2, ("c",)): BAD_REQUEST,
         (3, ("d",)): Refused(413, "too large"),
         (4, ("c",)): Retry("timeout", "no answer"),
+        (5, ("c",)): Retry("timeout", "no answer"),
     }
 
     async def story() -> None:
@@ -892,7 +893,7 @@ def test_a_batch_of_which_only_a_suspect_is_left_is_settled_by_a_witness() -> No
         async with Rig(segment, concurrency=1) as rig:
             lane = rig.lane()
             rig.add(lane, "a", "b", "c", "d")
-            await asyncio.sleep(1.55)
+            await asyncio.sleep(1.05)
             rig.add(lane, "w")
             await rig.idle(lane, within=30.0)
             assert segment.attempts[-1].ids == ["w"], "before the suspect's next try"
@@ -1210,6 +1211,28 @@ def test_every_call_is_delivered_once_or_found_at_fault(
                 ]
                 assert said == sorted(said), "traits arrive in order"
             assert segment.most_running <= concurrency
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_a_failure_in_the_middle_of_a_bisection_delays_it_as_a_first_failure_does() -> None:
+    """The refusals before it were answers: they say nothing of how long to wait."""
+    calls = [f"c{number}" for number in range(64)]
+
+    def answer(attempt: Any) -> Outcome:
+        if attempt.tries == 6:
+            return Retry("server_error", "503", 503)
+        return BAD_REQUEST if "c0" in attempt.ids else OK
+
+    async def story() -> None:
+        segment = FakeSegment(answer)
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, *calls)
+            await rig.idle(lane, within=3.0)
+            assert rig.notes.convicted == ["c0"]
+            assert sorted(segment.accepted) == sorted(calls[1:])
             rig.assert_settled()
 
     tell(story)

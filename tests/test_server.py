@@ -75,6 +75,17 @@ def test_metrics_in_openmetrics() -> None:
     play(story)
 
 
+def test_a_form_that_there_is_not_gets_the_classic_one() -> None:
+    async def story(get: Any, _: Counter) -> None:
+        accept = "application/openmetrics-text; version=zz; escaping=??"
+        status, content_type, text = await get("/metrics", Accept=accept)
+        assert status == 200
+        assert content_type.startswith("text/plain")
+        assert "# TYPE served_total counter" in text
+
+    play(story)
+
+
 def test_alive() -> None:
     """As long as the loop answers, whatever else is wrong."""
 

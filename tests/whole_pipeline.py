@@ -36,7 +36,7 @@ GROUP_TRAITS = {
     "country": "endpoint.User.UserAttributes.country.0",
     "device": "endpoint.Attributes.DeviceType.0",
 }
-TIMEOUT_SECONDS = 90.0
+TIMEOUT_SECONDS = 240.0
 
 
 @dataclass(frozen=True, slots=True)

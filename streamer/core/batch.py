@@ -73,13 +73,14 @@ class Batch:
         read_sum: the sum of those times over its page and track calls.
         trigger: why it was closed, None while it is open.
         closed_at: when, in seconds.
-        tries: how many requests have carried it whole.
+        tries: how many requests with something of it didn't deliver.
+        failures: how many of them failed in a row, without an answer to what was in them.
         not_before: when it may be tried again, in seconds.
     """
 
     __slots__ = (
-        "_chunk_index", "calls", "chunk_numbers", "chunks", "closed_at", "limits", "not_before", "oldest", "profiles",
-        "read_sum", "records", "size", "timestamps", "tries", "trigger", "types",
+        "_chunk_index", "calls", "chunk_numbers", "chunks", "closed_at", "failures", "limits", "not_before", "oldest",
+        "profiles", "read_sum", "records", "size", "timestamps", "tries", "trigger", "types",
     )  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
@@ -98,6 +99,7 @@ class Batch:
         self.trigger: str | None = None
         self.closed_at = 0.0
         self.tries = 0
+        self.failures = 0
         self.not_before = 0.0
 
     def __len__(self) -> int:

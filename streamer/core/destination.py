@@ -130,7 +130,8 @@ class Destination:
             case Retry(after_seconds=None):
                 return self._failed(permit, outcome.detail, now, jitter)
             case Retry(after_seconds=after):
-                until = now + min(after or 0.0, MAX_PAUSE)
+                # "Now", or a date that has passed here, is no leave to ask without end.
+                until = now + max(min(after or 0.0, MAX_PAUSE), backoff(1, jitter))
                 if self.state is State.MISCONFIGURED:  # still for a person to mend, and asked later
                     self.until = max(until, self.until, now + PROBE_INTERVAL)
                     return False

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from streamer.core.budget import Share
     from streamer.core.model import Partition
+
+RECORD_OVERHEAD = 60
+"""Bytes of memory that a chunk keeps of each record besides its key, for the budget."""
 
 
 class Chunk:
@@ -32,9 +36,13 @@ class Chunk:
         offsets: each record's offset (compaction and transactions leave gaps).
         timestamps: each record's Kafka timestamp, in milliseconds since the epoch, -1 where there is none.
         keys: each record's key.
+
+    What it keeps of its records is held of `share`, if one is given, until all have let go.
     """
 
-    __slots__ = ("holders", "keys", "next_position", "offsets", "partition", "timestamps")
+    __slots__ = (
+        "_kept", "_share", "holders", "keys", "next_position", "offsets", "partition", "timestamps",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -42,6 +50,7 @@ class Chunk:
         offsets: Iterable[int],
         timestamps: Iterable[int],
         keys: Sequence[bytes | None],
+        share: Share | None = None,
     ) -> None:
         self.partition = partition
         self.offsets = array("q", offsets)
@@ -49,6 +58,10 @@ class Chunk:
         self.keys = keys
         self.next_position = self.offsets[-1] + 1
         self.holders = 1
+        self._share = share
+        if share is not None:
+            self._kept = RECORD_OVERHEAD * len(self.offsets) + sum(len(key) for key in keys if key)
+            share.take(self._kept)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -72,6 +85,9 @@ class Chunk:
         if self.holders < 1:
             raise RuntimeError(f"{self.partition} at {self.offsets[0]}: let go once too often")
         self.holders -= 1
+        if not self.holders and self._share is not None:
+            self._share.give(self._kept)
+            self.keys = ()
 
 
 class Offsets:

@@ -223,6 +223,14 @@ def test_delivery_can_find_a_destination_at_fault() -> None:
     assert (destination.reason, destination.until) == ("still refuses", 36.0)
 
 
+@pytest.mark.parametrize("after", [0.0, 0.1])
+def test_come_back_now_is_no_leave_to_ask_without_end(after: float) -> None:
+    destination = Destination()
+    destination.finish(destination.start(), too_fast(after), 10.0, jitter=0.8)
+    assert not destination.may_start(10.39)
+    assert destination.may_start(10.4)
+
+
 def test_retry_after_is_honoured_while_a_person_has_to_mend_the_key() -> None:
     destination = held(State.MISCONFIGURED)
     assert not attempt(destination, too_fast(120.0), 30.0)
@@ -321,7 +329,7 @@ class AnyOutcomes(RuleBasedStateMachine):
     @rule(data=st.data(), outcome=outcomes, jitter=st.floats(0, 1))
     def finish(self, data: st.DataObject, outcome: Outcome, jitter: float) -> None:
         running = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        state = self.expected(outcome, fresh=running.changes == self.changes)
+        state = self.expected(outcome, jitter, fresh=running.changes == self.changes)
         changed = self.destination.finish(running.permit, outcome, self.now, jitter)
         self.note(state, changed=changed)
 
@@ -330,7 +338,7 @@ class AnyOutcomes(RuleBasedStateMachine):
         self.not_before = max(self.not_before, self.now + PROBE_INTERVAL)
         self.note(State.MISCONFIGURED, changed=self.destination.misconfigured(reason, self.now))
 
-    def expected(self, outcome: Outcome, *, fresh: bool) -> State:
+    def expected(self, outcome: Outcome, jitter: float, *, fresh: bool) -> State:
         """Where the drawing leads, and how long nothing may be asked."""
         match outcome:
             case Delivered():
@@ -349,7 +357,9 @@ class AnyOutcomes(RuleBasedStateMachine):
                 elif self.failures >= 3 or self.state is not State.FLOWING:
                     return State.BACKING_OFF
             case Retry(after_seconds=float(after)):
-                self.not_before = max(self.not_before, self.now + min(after, 300.0))
+                self.not_before = max(
+                    self.not_before, self.now + max(min(after, 300.0), 0.5 * jitter)
+                )
                 if self.state is not State.MISCONFIGURED:
                     return State.PAUSED
                 self.not_before = max(self.not_before, self.now + PROBE_INTERVAL)

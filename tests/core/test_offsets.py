@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from streamer.core.budget import Budget
 from streamer.core.offsets import Chunk, Offsets
 
 if TYPE_CHECKING:
@@ -277,3 +278,15 @@ def test_the_end_is_reached_exactly_with_the_last_chunk(
         other.let_go()
         assert (offsets.committable(P, position) == position) == (number == len(pairs))
     assert silent.committable(P, position) == position
+
+
+def test_what_a_chunk_keeps_is_held_of_the_budget_until_all_have_let_go() -> None:
+    """A key may be as large as a value."""
+    share = Budget(10**9).share()
+    kept = Chunk(P, [5, 6], [1, 2], [b"k" * 900_000, None], share)
+    assert share.used >= 900_000
+    kept.hold()
+    kept.let_go()
+    assert share.used >= 900_000
+    kept.let_go()
+    assert share.used == 0

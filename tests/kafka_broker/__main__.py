@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import signal
+import socket
 import sys
 
 from kafka_broker.broker import BrokerError, KafkaBroker
@@ -16,6 +17,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make kafka", description=__doc__)
     parser.add_argument("--port", type=int, default=9092, help="where it listens (default: 9092)")
     port = parser.parse_args().port
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+    except (OSError, OverflowError) as error:
+        sys.exit(
+            f"can't listen on 127.0.0.1:{port}: {error}; another port: make kafka ARGS='--port 9192'"
+        )
     lacking = [program for program in ("java", "mvn") if shutil.which(program) is None]
     if lacking:
         sys.exit(f"{' and '.join(lacking)} missing: apt-get install default-jre-headless maven")
