@@ -599,6 +599,33 @@ def test_a_topic_deleted_and_made_anew_while_it_is_read_is_read_from_its_beginni
     asyncio.run(main())
 
 
+def test_a_committed_offset_behind_an_open_transaction_is_not_gone(kafka: Kafka) -> None:
+    """The end of what is read may be the transaction's beginning; tools commit the end of the log."""
+
+    async def main() -> None:
+        topic = await kafka.create_topic(partitions=1)
+        group, recorder = fresh_name("group"), Recorder()
+        await kafka.produce(topic, some(5))
+        producer = Producer(
+            {"bootstrap.servers": kafka.bootstrap, "transactional.id": fresh_name("tx"), **QUIET}
+        )
+        await asyncio.to_thread(producer.init_transactions, 30)
+        producer.begin_transaction()
+        for number in range(5):
+            producer.produce(topic, b"%d" % number, partition=0)
+        await asyncio.to_thread(producer.flush, 30)
+        await commit(kafka, group, topic, 10)
+        async with running(make_source(kafka.bootstrap, recorder, topic, group)):
+            await until(lambda: recorder.asked > 1)
+            await asyncio.to_thread(producer.commit_transaction, 30)
+            await kafka.produce(topic, some(1))
+            await until(lambda: recorder.count)
+        assert {offset for _, _, offset in recorder.values} <= {10, 11}, "beside the marker"
+        assert not recorder.skips
+
+    asyncio.run(main())
+
+
 def test_a_first_start_says_how_many_records_lie_before_it(kafka: Kafka) -> None:
     async def main() -> None:
         topic, recorder = await kafka.create_topic(), Recorder()
