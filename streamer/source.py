@@ -367,6 +367,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 await self._skip(consumer, error.args[0])
                 continue
             except NoOffsetForPartitionError:
+                if self.assignment is self._placed:
+                    raise
                 continue  # of a generation that began during the call: it is placed now
             except BaseException as error:
                 # What the call had taken of other partitions is gone with it, though their positions are past it.
