@@ -30,6 +30,7 @@ from streamer.mock_segment import Fault, MockSegment
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+DIE_WITH_PARENT = Path(__file__).with_name("kafka_broker") / "die_with_parent.py"
 WRITE_KEY = "a-write-key-of-thirty-two-chars-0"
 GROUP_FIELD = "endpoint.Attributes.AudienceId"
 GROUP_TRAITS = {
@@ -60,6 +61,7 @@ class Member:
     async def start(self) -> Self:
         with self.log.open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
+                sys.executable, DIE_WITH_PARENT, str(os.getpid()),
                 Path(sys.executable).with_name("streamer"), "run",
                 env={**os.environ, **self._environment}, stderr=log, stdin=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
