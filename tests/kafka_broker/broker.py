@@ -224,7 +224,8 @@ class KafkaBroker:
 
     def _format(self, java: list[str]) -> None:
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        arguments = ["format", *self._quorum, "-t", cluster_id, "-c", str(self._config)]
+        # In one argument with its option: an id may begin with a hyphen.
+        arguments = ["format", *self._quorum, f"--cluster-id={cluster_id}", "-c", str(self._config)]
         done = subprocess.run(
             [*java, "kafka.tools.StorageTool", *arguments],
             capture_output=True,
