@@ -32,6 +32,7 @@ from pydantic import (
     model_validator,
 )
 
+from streamer.core.model import CALL_TYPES
 from streamer.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "STREAMER_"
@@ -51,7 +52,6 @@ _ENDPOINTS = {
     "us": "https://api.segment.io/v1/batch",
     "eu": "https://events.eu1.segmentapis.com/v1/batch",
 }
-_CALL_TYPES = ("identify", "group", "page", "track")
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE_UNITS = {
@@ -333,7 +333,7 @@ def _is_mapping(value: object) -> dict[str, dict[str, Any]]:
         raise ValueError("must be a table of a table for each call type")  # noqa: TRY004 - as above
     problems = []
     for call_type, tree in trees.items():
-        if call_type not in _CALL_TYPES:
+        if call_type not in CALL_TYPES:
             problems.append(
                 (call_type, _unknown(f"transform.mapping.{call_type}", _mapping_keys()))
             )
@@ -985,7 +985,7 @@ def _keys_near(path: tuple[str, ...]) -> list[str]:
 
 
 def _mapping_keys() -> list[str]:
-    return [f"transform.mapping.{call_type}" for call_type in _CALL_TYPES]
+    return [f"transform.mapping.{call_type}" for call_type in CALL_TYPES]
 
 
 def _unknown(key: str, known: list[str]) -> str:

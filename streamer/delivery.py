@@ -252,10 +252,10 @@ class Delivery:
         """
         lane, destination = route.lane, route.destination
         if not destination.flowing:
-            if destination.attempts or self._probing >= max(1, self.concurrency // 4):
+            if self._probing >= max(1, self.concurrency // 4):
                 return None, _NEVER
-            if destination.until > now:
-                return None, destination.until
+            if not destination.may_start(now):
+                return None, _NEVER if destination.attempts else destination.until
         waiting = [batch for batch in lane.ready if not self._blocked(route, batch)]
         due = [batch for batch in waiting if batch.not_before <= now]
         closes = _NEVER

@@ -154,7 +154,6 @@ class Lane:
         self._merges = {"identify": merging.identify, "group": merging.group}
         self._nonce = nonce
         self._profiles: dict[str | tuple[str, str], Profile] = {}
-        self._waiting = 0
         self._calls = 0  # identify and group calls so far, merged ones once
 
     @property
@@ -170,7 +169,7 @@ class Lane:
     @property
     def waiting_calls(self) -> int:
         """How many calls wait for the batch of their profile to be settled."""
-        return self._waiting
+        return sum(len(profile.waiting) for profile in self._profiles.values())
 
     def add(
         self, formatted: Formatted, chunk: Chunk, record: int, timestamp: int, now: float
@@ -307,7 +306,6 @@ class Lane:
     def _wait(self, profile: Profile, pending: _Pending) -> None:
         pending.hold(pending.chunk)
         profile.waiting.append(pending)
-        self._waiting += 1
 
     def _place(self, profile: Profile, pending: _Pending) -> None:
         """Put a call into the open batch, where there is room for it."""
@@ -334,7 +332,6 @@ class Lane:
             self.open is None or self.open.room(len(profile.waiting[0].data)) is None
         ):
             self._place(profile, profile.waiting.popleft())
-            self._waiting -= 1
         self._close_if_full(now)
 
     def _append(
