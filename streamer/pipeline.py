@@ -21,7 +21,7 @@ from streamer.core.batch import Limits
 from streamer.core.budget import Budget, Share
 from streamer.core.destination import State
 from streamer.core.mapping import default_mapping, overlay
-from streamer.core.model import CALL_TYPES, DeadLetter, Reason, Reject
+from streamer.core.model import CALL_TYPES, DeadLetter, Formatted, Reason, Reject
 from streamer.core.offsets import Chunk, Offsets
 from streamer.core.transform import Transform
 from streamer.dead_letter import DeadLetters, FileSink, KafkaSink
@@ -241,12 +241,12 @@ class Pipeline:
             return  # read while the partitions were taken away: the next owner reads it again
         now = asyncio.get_running_loop().time()
         chunks = [
-            (self._note(generation, partition, together), together)
+            (self._note(generation, partition, together, now), together)
             for partition, together in records
         ]
         done = _SLICE_BYTES  # fetching and noting were a stretch of their own
         for (chunk, size), together in chunks:
-            done = await self._process(generation, chunk, together, now, done)
+            done = await self._process(generation, chunk, together, done)
             if generation.ended:
                 return
             chunk.let_go()
@@ -254,7 +254,11 @@ class Pipeline:
         self._delivery.notify()
 
     def _note(
-        self, generation: Generation, partition: Partition, records: Sequence[ConsumerRecord]
+        self,
+        generation: Generation,
+        partition: Partition,
+        records: Sequence[ConsumerRecord],
+        now: float,
     ) -> tuple[Chunk, int]:
         chunk = Chunk(
             partition,
@@ -262,6 +266,7 @@ class Pipeline:
             [record.timestamp for record in records],
             [record.key for record in records],
             generation.share,
+            now,
         )
         size = sum(len(record.value) for record in records if record.value is not None)
         generation.offsets.add(chunk)
@@ -274,7 +279,6 @@ class Pipeline:
         generation: Generation,
         chunk: Chunk,
         records: Sequence[ConsumerRecord],
-        now: float,
         done: int,
     ) -> int:
         """Process a chunk, of which a slice may go on where that of the chunk before it ended.
@@ -283,26 +287,32 @@ class Pipeline:
             generation: its generation.
             chunk: the chunk.
             records: its records.
-            now: when they were read.
             done: bytes since the event loop had its last turn.
 
         Returns:
             The same, at the chunk's end.
         """
+        make, add = self._format, generation.lane.add
+        made = dict.fromkeys(CALL_TYPES, 0)
         for number, record in enumerate(records):
             if done >= _SLICE_BYTES:
                 done = 0
+                _note_made(generation.ledger, made)
                 self._delivery.notify()
                 await asyncio.sleep(0)
                 if generation.ended:
-                    break
+                    return done
             value = record.value
-            made = self._format(value, record.timestamp)
-            if isinstance(made, Reject):
-                self._reject(generation, chunk, record, made)
+            formatted = make(value, record.timestamp)
+            if type(formatted) is Formatted:
+                add(formatted, chunk, number)
+                made[formatted.type] += 1
+                for contribution in formatted.contributions:
+                    made[contribution.type] += 1
             else:
-                generation.lane.add(made, chunk, number, record.timestamp, now)
-            done += len(value or b"") + _RECORD_BYTES
+                self._reject(generation, chunk, record, formatted)
+            done += _RECORD_BYTES + (len(value) if value else 0)
+        _note_made(generation.ledger, made)
         return done
 
     def committable(self, partition: Partition, position: int | None) -> int | None:
@@ -421,3 +431,10 @@ class Pipeline:
             open_profiles=generation.lane.open_profiles if generation else 0,
             oldest_pending_ms=generation.offsets.oldest_timestamp() if generation else None,
         )
+
+
+def _note_made(ledger: Ledger, made: dict[str, int]) -> None:
+    """Note calls in the account once for many records, and begin to count anew."""
+    for kind in CALL_TYPES:
+        ledger.made(kind, made[kind])
+        made[kind] = 0

@@ -7,6 +7,7 @@ import random
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
+from hashlib import blake2b
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
@@ -237,13 +238,17 @@ class Rig:
     def add(self, lane: Lane, *ids: str, user: str | None = None, padding: int = 0) -> None:
         """Read a record for each id, whose page call has this id; with a user, it is identified too."""
         for name in ids:
-            chunk = Chunk(("events", 0), [len(self.chunks)], [1_700_000_000_000], [None])
+            now = asyncio.get_running_loop().time()
+            stamps = [1_700_000_000_000]
+            chunk = Chunk(("events", 0), [len(self.chunks)], stamps, [None], read_at=now)
             self.chunks.append(chunk)
             lane.ledger.consumed("events", 1, 1)
             page = {"type": "page", "messageId": name, "padding": "x" * padding}
             said = () if user is None else (identify(user, len(self.chunks)),)
             formatted = Formatted(said, "page", orjson.dumps(page))
-            lane.add(formatted, chunk, 0, 1_700_000_000_000, asyncio.get_running_loop().time())
+            for made in (*(one.type for one in said), "page"):
+                lane.ledger.made(made)
+            lane.add(formatted, chunk, 0)
             chunk.let_go()
         self.delivery.notify()
 
@@ -266,8 +271,9 @@ class Rig:
 def identify(user: str, number: int) -> Contribution:
     """An identify call that says `n` of its user."""
     call = {"type": "identify", "messageId": "", "userId": user, "traits": None}
+    own_hash = blake2b(b"i%d" % number, digest_size=16)
     return Contribution(
-        "identify", user, (user, None), call, {"n": number}, b'{"n":%d}' % number, f"i{number}"
+        "identify", user, (user, None), call, {"n": number}, b'{"n":%d}' % number, own_hash
     )
 
 

@@ -175,12 +175,12 @@ def batch(service: Service, ages: list[float], *, identifies: int = 0, tries: in
     """A closed batch, of page calls with these ages, all read just now."""
     now, clock = time.time(), asyncio.get_running_loop().time()
     made = Batch(Limits(2500, 475_000))
-    chunk = Chunk(("events", 3), range(len(ages) or 1), [-1] * (len(ages) or 1), [None])
-    for number in range(identifies):
-        made.append(b"{}", CALL_TYPES.index("identify"), chunk, number, -1, clock)
-    for number, age in enumerate(ages):
-        stamp = round((now - age) * 1000)
-        made.append(b"{}", CALL_TYPES.index("page"), chunk, number, stamp, clock)
+    stamps = [round((now - age) * 1000) for age in ages] or [-1]
+    chunk = Chunk(("events", 3), range(len(stamps)), stamps, [None], read_at=clock)
+    for _ in range(identifies):
+        made.append(b"{}", CALL_TYPES.index("identify"), chunk, 0)
+    for number in range(len(ages)):
+        made.append(b"{}", CALL_TYPES.index("page"), chunk, number)
     made.trigger, made.closed_at, made.tries = "time", clock, tries
     service.metrics.closed(made)
     return made
@@ -379,9 +379,9 @@ def test_a_batch_is_seen_as_it_closes() -> None:
     """Its calls, bytes, how full it is, and how long it waited."""
     service = Service()
     made = Batch(Limits(2500, 475_000))
-    chunk = Chunk(("events", 3), [1], [-1], [None])
     for number in range(2500):
-        made.append(b"{}", 2, chunk, 0, -1, 100.0 + number)
+        chunk = Chunk(("events", 3), [number], [-1], [None], read_at=100.0 + number)
+        made.append(b"{}", 2, chunk, 0)
     made.trigger, made.closed_at = "calls", 107.0
     service.metrics.closed(made)
     assert service.value("batches_closed_total", trigger="calls") == 1
@@ -442,11 +442,11 @@ def test_stages_stack_to_the_age(tries: int) -> None:
 
     async def main() -> None:
         made = Batch(Limits())
-        chunk = Chunk(("events", 3), [1, 2], [-1, -1], [None])
         clock = asyncio.get_running_loop().time
         stamp = round((time.time() - 11.0) * 1000)  # the wall clock isn't virtual
+        chunk = Chunk(("events", 3), [1, 2], [stamp] * 2, [None], read_at=clock())
         for number in range(2):
-            made.append(b"{}", CALL_TYPES.index("track"), chunk, number, stamp, clock())
+            made.append(b"{}", CALL_TYPES.index("track"), chunk, number)
         await asyncio.sleep(2.0)
         made.trigger, made.closed_at, made.tries = "time", clock(), tries
         await asyncio.sleep(4.0)

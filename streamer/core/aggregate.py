@@ -16,20 +16,23 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import orjson
 
-from streamer.core.batch import Batch, Limits
+from streamer.core.batch import Batch
 from streamer.core.model import CALL_TYPES
 from streamer.core.validate import MAX_CALL_BYTES
 
 if TYPE_CHECKING:
     from streamer.core.account import Ledger
+    from streamer.core.batch import Limits
     from streamer.core.budget import Share
     from streamer.core.model import Contribution, Formatted
     from streamer.core.offsets import Chunk
+
+_Profile: TypeAlias = str | tuple[str, str]
+"""As `Contribution.profile`."""
 
 _TYPE_INDEX = {kind: index for index, kind in enumerate(CALL_TYPES)}
 
@@ -53,68 +56,34 @@ class Merging:
     group: bool = True
 
 
-class _Pending:
-    """An identify or group call that may still take contributions in: one so far, or several merged.
+class _Waiting:
+    """A call that waits for the batch of its profile to be settled: of one contribution so far, or of several merged.
 
     Attributes:
-        latest: the last contribution; all but the traits is as it says.
-        message_id: the hash of the contributions' ids, the call's number in the lane and the nonce.
-        traits, traits_json: those of all contributions, laid over one another.
+        last: the last contribution, with the traits and the id of all.
         data: the call, serialised.
         chunk, record: where the last contribution's record stands.
-        read_at: when the first contribution's record was read, in seconds.
         chunks: those of all contributions, held while it waits; in a batch the batch holds them.
-        place: its place in the open batch, -1 while it waits.
     """
 
-    __slots__ = (
-        "chunk", "chunks", "data", "latest", "message_id", "place", "read_at", "record", "traits", "traits_json",
-    )  # fmt: skip
+    __slots__ = ("chunk", "chunks", "data", "last", "record")
 
-    def __init__(self, latest: Contribution, chunk: Chunk, record: int, read_at: float) -> None:
-        self.latest = latest
-        self.message_id = ""
-        self.traits = latest.traits
-        self.traits_json = latest.traits_json
-        self.data = b""
+    def __init__(self, last: Contribution, data: bytes, chunk: Chunk, record: int) -> None:
+        self.last = last
+        self.data = data
         self.chunk = chunk
         self.record = record
-        self.read_at = read_at
-        self.chunks: set[Chunk] = set()
-        self.place = -1
+        self.chunks = [chunk]
+        chunk.hold()
 
-    def render(self) -> bytes:
-        call = self.latest.call
-        call["messageId"] = f"s1-{self.message_id}"
-        if self.traits:
-            call["traits"] = orjson.Fragment(self.traits_json)
-        elif "traits" in call:  # of a merge that became too large
-            del call["traits"]
-        return orjson.dumps(call)
-
-    def hold(self, chunk: Chunk) -> None:
+    def replace(self, last: Contribution, data: bytes, chunk: Chunk, record: int) -> None:
+        self.last = last
+        self.data = data
+        self.chunk = chunk
+        self.record = record
         if chunk not in self.chunks:
-            self.chunks.add(chunk)
+            self.chunks.append(chunk)
             chunk.hold()
-
-
-class Profile:
-    """The unsettled calls of one profile.
-
-    Attributes:
-        key: as `Contribution.profile`.
-        batch: the batch in which they stand, None only while they move on.
-        last: the last of them in the open batch, with which the next contribution may merge.
-        waiting: those that came while that batch was in flight, in order.
-    """
-
-    __slots__ = ("batch", "key", "last", "waiting")
-
-    def __init__(self, key: str | tuple[str, str]) -> None:
-        self.key = key
-        self.batch: Batch | None = None
-        self.last: _Pending | None = None
-        self.waiting: deque[_Pending] = deque()
 
 
 class Lane:
@@ -124,7 +93,7 @@ class Lane:
         write_key: Segment's, for the requests of this lane.
         limits: of a batch.
         merging: which calls merge.
-        nonce: 16 random bytes of the generation.
+        nonce: 16 random bytes of the generation, from which it numbers its calls.
         ledger: where the calls' fates are written.
         share: the generation's share of the memory budget.
 
@@ -152,42 +121,45 @@ class Lane:
         self.in_flight = 0
         self._limits = limits
         self._merges = {"identify": merging.identify, "group": merging.group}
-        self._nonce = nonce
-        self._profiles: dict[str | tuple[str, str], Profile] = {}
-        self._calls = 0  # identify and group calls so far, merged ones once
+        self._number = int.from_bytes(nonce, "big")  # of the last identify or group call
+        # The profiles with calls that aren't settled, and the batch in which these stand.
+        self._batches: dict[_Profile, Batch] = {}
+        # Of those in the open batch, what the next contribution may merge with: the last one, which has the traits and
+        # the id of the whole call, and the call's place.
+        self._last: dict[_Profile, tuple[Contribution, int]] = {}
+        # What came while the batch of its profile was in flight, in order.
+        self._waiting: dict[_Profile, deque[_Waiting]] = {}
 
     @property
     def idle(self) -> bool:
         """Whether nothing of the lane is open, waiting or in flight."""
-        return self.open is None and not self.ready and not self.in_flight and not self._profiles
+        return self.open is None and not self.ready and not self.in_flight and not self._batches
 
     @property
     def open_profiles(self) -> int:
         """How many profiles have calls that aren't settled."""
-        return len(self._profiles)
+        return len(self._batches)
 
     @property
     def waiting_calls(self) -> int:
         """How many calls wait for the batch of their profile to be settled."""
-        return sum(len(profile.waiting) for profile in self._profiles.values())
+        return sum(map(len, self._waiting.values()))
 
-    def add(
-        self, formatted: Formatted, chunk: Chunk, record: int, timestamp: int, now: float
-    ) -> None:
-        """Take in the calls of one record.
+    def add(self, formatted: Formatted, chunk: Chunk, record: int) -> None:
+        """Take in the calls of one record; that they were made is noted by who made them.
 
         Args:
             formatted: the calls.
             chunk: the chunk of the record.
             record: its number there.
-            timestamp: its Kafka timestamp in milliseconds.
-            now: when the record was read, in seconds.
         """
         contributions, kind, main = formatted
         for contribution in contributions:
-            self._contribute(contribution, chunk, record, now)
-        self.ledger.made(kind)
-        self._append(main, _TYPE_INDEX[kind], chunk, record, timestamp, now)
+            self._contribute(contribution, chunk, record)
+        batch = self._room(len(main), chunk.read_at)
+        batch.append(main, _TYPE_INDEX[kind], chunk, record)
+        self.share.take(len(main) + CALL_OVERHEAD)
+        self._close_if_full(batch, chunk.read_at)
 
     def close(self, trigger: str, now: float) -> None:
         """Close the open batch, if there is one.
@@ -201,8 +173,7 @@ class Lane:
             return
         batch.trigger = trigger
         batch.closed_at = now
-        for profile in batch.profiles:
-            profile.last = None
+        self._last.clear()
         self.open = None
         self.ready.append(batch)
 
@@ -218,138 +189,152 @@ class Lane:
             sum(map(len, batch.calls)) + CALL_OVERHEAD * len(batch) + PROFILE_OVERHEAD * mergeable
         )
         for profile in batch.profiles:
-            profile.batch = None
-            if profile.waiting:
+            del self._batches[profile]
+            if profile in self._waiting:
                 self._move_on(profile, now)
-            else:
-                del self._profiles[profile.key]
         batch.let_go()
 
-    def _contribute(
-        self, contribution: Contribution, chunk: Chunk, record: int, now: float
-    ) -> None:
-        self.ledger.made(contribution.type)
-        profile = self._profiles.get(contribution.profile)
-        if profile is None:
-            profile = self._profiles[contribution.profile] = Profile(contribution.profile)
-            pending = self._pending(contribution, chunk, record, now)
-            self._make_room(len(pending.data), now)
-            self._place(profile, pending)
+    def _contribute(self, new: Contribution, chunk: Chunk, record: int) -> None:
+        profile = new.profile
+        last = self._last.get(profile)
+        if last is not None and self._merge_into_open(*last, new, chunk, record):
             return
-        if self.open is not None and profile.batch is self.open and not profile.waiting:
-            if profile.last and self._merge(profile.last, contribution, chunk, record):
-                return
-            pending = self._pending(contribution, chunk, record, now)
-            trigger = self.open.room(len(pending.data))
+        batch = self._batches.get(profile)
+        if batch is None:
+            data = self._begin(new)
+            self._place(self._room(len(data), chunk.read_at), new, data, chunk, record)
+        elif batch is self.open and profile not in self._waiting:
+            data = self._begin(new)
+            trigger = batch.room(len(data))
             if trigger is None:
-                self._place(profile, pending)
+                self._place(batch, new, data, chunk, record)
             else:
-                self.close(trigger, now)
-                self._wait(profile, pending)
-        elif not profile.waiting or not self._merge(
-            profile.waiting[-1], contribution, chunk, record
+                self.close(trigger, chunk.read_at)
+                self._wait(new, data, chunk, record)
+        elif profile not in self._waiting or not self._merge_into_waiting(
+            self._waiting[profile][-1], new, chunk, record
         ):
-            self._wait(profile, self._pending(contribution, chunk, record, now))
+            self._wait(new, self._begin(new), chunk, record)
 
-    def _pending(self, latest: Contribution, chunk: Chunk, record: int, now: float) -> _Pending:
-        pending = _Pending(latest, chunk, record, now)
-        self._calls += 1
-        pending.message_id = blake2b(
-            f"{self._calls} {latest.id}".encode(), digest_size=16, key=self._nonce
-        ).hexdigest()
-        pending.data = pending.render()
-        self.share.take(len(pending.data) + CALL_OVERHEAD + PROFILE_OVERHEAD)
-        return pending
+    def _begin(self, new: Contribution) -> bytes:
+        """Make a call of a contribution that merges with none before it.
 
-    def _merge(self, pending: _Pending, new: Contribution, chunk: Chunk, record: int) -> bool:
-        """Merge a contribution into a call that is open or waits.
+        Returns:
+            The call, serialised.
+        """
+        self._number += 1
+        new.hash.update(b"\0" + self._number.to_bytes(17, "big"))
+        data = new.render()
+        self.share.take(len(data) + CALL_OVERHEAD + PROFILE_OVERHEAD)
+        return data
+
+    def _merge_into_open(
+        self, old: Contribution, place: int, new: Contribution, chunk: Chunk, record: int
+    ) -> bool:
+        """Merge a contribution into the last call of its profile in the open batch.
+
+        Args:
+            old: the last contribution to that call.
+            place: the call's, in the open batch.
+            new: the contribution.
+            chunk: the chunk of its record.
+            record: its record's number there.
 
         Returns:
             False if that can't be: the pair is another one, or the call or its batch would become too large.
         """
-        if not self._merges[new.type] or pending.latest.pair != new.pair:
-            return False
-        old = pending.latest, pending.message_id, pending.traits, pending.traits_json, pending.data
-        if new.traits_json != pending.traits_json:
-            pending.traits = {**pending.traits, **new.traits}
-            pending.traits_json = orjson.dumps(pending.traits)
-        pending.latest = new
-        pending.message_id = blake2b(
-            (pending.message_id + new.id).encode(), digest_size=16, key=self._nonce
-        ).hexdigest()
-        pending.data = pending.render()
-        growth = len(pending.data) - len(old[-1])
-        batch = self.open if pending.place >= 0 else None
-        if len(pending.data) > MAX_CALL_BYTES or (
-            batch is not None and batch.size + growth > batch.limits.max_bytes
-        ):
-            (
-                pending.latest,
-                pending.message_id,
-                pending.traits,
-                pending.traits_json,
-                pending.data,
-            ) = old
-            return False
-        if growth >= 0:
-            self.share.take(growth)
-        else:
-            self.share.give(-growth)
-        pending.chunk, pending.record = chunk, record
-        if batch is not None:
-            batch.replace(pending.place, pending.data, chunk, record)
-        else:
-            pending.hold(chunk)
-        self.ledger.merged(new.type)
-        return True
-
-    def _wait(self, profile: Profile, pending: _Pending) -> None:
-        pending.hold(pending.chunk)
-        profile.waiting.append(pending)
-
-    def _place(self, profile: Profile, pending: _Pending) -> None:
-        """Put a call into the open batch, where there is room for it."""
         batch = self.open
         if batch is None:
-            batch = self.open = Batch(self._limits)
-        kind = _TYPE_INDEX[pending.latest.type]
-        pending.place = batch.append(
-            pending.data, kind, pending.chunk, pending.record, -1, pending.read_at
-        )
-        for chunk in pending.chunks:
-            batch.hold(chunk)
-            chunk.let_go()
-        pending.chunks.clear()
-        profile.last = pending
-        if profile.batch is not batch:
-            profile.batch = batch
+            raise RuntimeError("there is no open batch to merge into")
+        size = len(batch.calls[place])
+        data = self._merge(old, new, size + self._limits.max_bytes - batch.size)
+        if data is None:
+            return False
+        self.share.grow(len(data) - size)
+        batch.replace(place, data, chunk, record)
+        self._last[new.profile] = (new, place)
+        return True
+
+    def _merge_into_waiting(
+        self, waiting: _Waiting, new: Contribution, chunk: Chunk, record: int
+    ) -> bool:
+        """Merge a contribution into the last call of its profile that waits; see `_merge_into_open`."""
+        data = self._merge(waiting.last, new, MAX_CALL_BYTES)
+        if data is None:
+            return False
+        self.share.grow(len(data) - len(waiting.data))
+        waiting.replace(new, data, chunk, record)
+        return True
+
+    def _merge(self, old: Contribution, new: Contribution, room: int) -> bytes | None:
+        """Lay a contribution over what its profile has said before it.
+
+        Args:
+            old: the last contribution to the call, with the traits and the id of the whole call; stays as it is.
+            new: gets these in its turn.
+            room: the bytes that its batch has for the call.
+
+        Returns:
+            The merged call, serialised; None if they don't merge: then `new` is a call of its own.
+        """
+        if not self._merges[new.type] or old.pair != new.pair:
+            return None
+        own = new.traits, new.traits_json, new.hash
+        if new.traits_json != old.traits_json:
+            new.traits = {**old.traits, **new.traits}
+            new.traits_json = orjson.dumps(new.traits)
+        new.hash = own[2].copy()
+        new.hash.update(b"\0" + old.hash.digest())
+        data = new.render()
+        if len(data) > MAX_CALL_BYTES or len(data) > room:
+            new.traits, new.traits_json, new.hash = own
+            return None
+        self.ledger.merged(new.type)
+        return data
+
+    def _place(
+        self, batch: Batch, last: Contribution, data: bytes, chunk: Chunk, record: int
+    ) -> None:
+        """Put a call of a profile into the open batch, where there is room for it."""
+        place = batch.append(data, _TYPE_INDEX[last.type], chunk, record)
+        profile = last.profile
+        if self._merges[last.type]:
+            self._last[profile] = (last, place)
+        if profile not in self._batches:
+            self._batches[profile] = batch
             batch.profiles.append(profile)
 
-    def _move_on(self, profile: Profile, now: float) -> None:
+    def _wait(self, last: Contribution, data: bytes, chunk: Chunk, record: int) -> None:
+        self._waiting.setdefault(last.profile, deque()).append(_Waiting(last, data, chunk, record))
+
+    def _move_on(self, profile: _Profile, now: float) -> None:
         """Put what waited for a profile into one open batch, as much as it holds; the rest goes on waiting."""
-        self._make_room(len(profile.waiting[0].data), now)
-        while profile.waiting and (
-            self.open is None or self.open.room(len(profile.waiting[0].data)) is None
-        ):
-            self._place(profile, profile.waiting.popleft())
-        self._close_if_full(now)
+        waiting = self._waiting[profile]
+        batch = self._room(len(waiting[0].data), now)
+        while waiting and batch.room(len(waiting[0].data)) is None:
+            one = waiting.popleft()
+            self._place(batch, one.last, one.data, one.chunk, one.record)
+            for chunk in one.chunks:
+                batch.hold(chunk)
+                chunk.let_go()
+        if waiting:
+            self._last.pop(profile, None)  # what comes next stands behind those that wait
+        else:
+            del self._waiting[profile]
+        self._close_if_full(batch, now)
 
-    def _append(
-        self, main: bytes, kind: int, chunk: Chunk, record: int, timestamp: int, now: float
-    ) -> None:
-        self._make_room(len(main), now)
-        if self.open is None:
-            self.open = Batch(self._limits)
-        self.open.append(main, kind, chunk, record, timestamp, now)
-        self.share.take(len(main) + CALL_OVERHEAD)
-        self._close_if_full(now)
-
-    def _make_room(self, size: int, now: float) -> None:
-        """Close the open batch if a call of `size` bytes doesn't fit into it."""
-        if self.open is not None and (trigger := self.open.room(size)) is not None:
+    def _room(self, size: int, now: float) -> Batch:
+        """Give an open batch into which a call of `size` bytes fits; one into which it doesn't is closed."""
+        batch = self.open
+        if batch is not None:
+            trigger = batch.room(size)
+            if trigger is None:
+                return batch
             self.close(trigger, now)
+        batch = self.open = Batch(self._limits)
+        return batch
 
-    def _close_if_full(self, now: float) -> None:
+    def _close_if_full(self, batch: Batch, now: float) -> None:
         """Close the open batch when no further call can fit; without it a full batch would wait for the interval."""
-        if self.open is not None and len(self.open) >= self._limits.max_calls:
+        if len(batch.calls) >= self._limits.max_calls:
             self.close("calls", now)

@@ -1,7 +1,7 @@
 """The calls of one request, cut on exact bytes.
 
 Per batch there are arrays instead of an object per call: the calls' bytes, and for each the type, the chunk and the
-number of its record there, and the record's Kafka timestamp. What needs more (a dead letter, an age) is index work.
+number of its record there. What needs more (a dead letter, an age) is index work.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from streamer.core.model import CALL_TYPES
 
 if TYPE_CHECKING:
-    from streamer.core.aggregate import Profile
     from streamer.core.offsets import Chunk
 
 _HEAD = b'{"batch":['
@@ -65,12 +64,10 @@ class Batch:
         types: each call's type, as its index in `CALL_TYPES`.
         chunk_numbers: each call's chunk, as its index in `chunks`.
         records: the number of each call's record in its chunk (of a merged call: of its last contribution).
-        timestamps: the record's Kafka timestamp in milliseconds for a page or track call, else -1.
         chunks: the chunks that the batch holds, each once.
-        profiles: the profiles whose identify and group calls stand in it.
+        profiles: the profiles whose identify and group calls stand in it, each once: see `Contribution.profile`.
         size: bytes of the body that `body` would make of all calls, once there is one.
         oldest: when the first of its records was read, in seconds of the event loop's clock.
-        read_sum: the sum of those times over its page and track calls.
         trigger: why it was closed, None while it is open.
         closed_at: when, in seconds.
         tries: how many requests with something of it didn't deliver.
@@ -79,8 +76,8 @@ class Batch:
     """
 
     __slots__ = (
-        "_chunk_index", "calls", "chunk_numbers", "chunks", "closed_at", "failures", "limits", "not_before", "oldest",
-        "profiles", "read_sum", "records", "size", "timestamps", "tries", "trigger", "types",
+        "_chunk_index", "_newest", "calls", "chunk_numbers", "chunks", "closed_at", "failures", "limits", "not_before",
+        "oldest", "profiles", "records", "size", "tries", "trigger", "types",
     )  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
@@ -89,13 +86,12 @@ class Batch:
         self.types = bytearray()
         self.chunk_numbers = array("l")
         self.records = array("l")
-        self.timestamps = array("q")
         self.chunks: list[Chunk] = []
         self._chunk_index: dict[Chunk, int] = {}
-        self.profiles: list[Profile] = []
+        self._newest: Chunk | None = None
+        self.profiles: list[str | tuple[str, str]] = []
         self.size = ENVELOPE_BYTES - 1  # the first call has no comma before it
         self.oldest = float("inf")
-        self.read_sum = 0.0
         self.trigger: str | None = None
         self.closed_at = 0.0
         self.tries = 0
@@ -117,9 +113,7 @@ class Batch:
             return "calls"
         return None
 
-    def append(
-        self, call: bytes, kind: int, chunk: Chunk, record: int, timestamp: int, read_at: float
-    ) -> int:
+    def append(self, call: bytes, kind: int, chunk: Chunk, record: int) -> int:
         """Add a call that fits; the batch holds its chunk from now on.
 
         Args:
@@ -127,23 +121,20 @@ class Batch:
             kind: its type, as an index in `CALL_TYPES`.
             chunk: the chunk of its record.
             record: the number of its record there.
-            timestamp: the record's Kafka timestamp in milliseconds for a page or track call, else -1.
-            read_at: when the record was read, in seconds.
 
         Returns:
             Its place in the batch.
         """
-        self.calls.append(call)
+        calls = self.calls
+        calls.append(call)
         self.types.append(kind)
-        self.chunk_numbers.append(self.hold(chunk))
+        # Most calls are of the chunk of the one before them, the last that was held.
+        self.chunk_numbers.append(
+            len(self.chunks) - 1 if chunk is self._newest else self.hold(chunk)
+        )
         self.records.append(record)
-        self.timestamps.append(timestamp)
         self.size += len(call) + 1
-        if read_at < self.oldest:
-            self.oldest = read_at
-        if kind >= _FIRST_MAIN:
-            self.read_sum += read_at
-        return len(self.calls) - 1
+        return len(calls) - 1
 
     def replace(self, place: int, call: bytes, chunk: Chunk, record: int) -> None:
         """Put a merged call in the place of its earlier form; the chunks of both stay held."""
@@ -162,7 +153,10 @@ class Batch:
         if index is None:
             index = self._chunk_index[chunk] = len(self.chunks)
             self.chunks.append(chunk)
+            self._newest = chunk
             chunk.hold()
+            if chunk.read_at < self.oldest:
+                self.oldest = chunk.read_at
         return index
 
     def let_go(self) -> None:
@@ -197,6 +191,16 @@ class Batch:
         """How many page and track calls it has: that many records are delivered with it."""
         return sum(self.types.count(kind) for kind in MAIN_TYPES)
 
+    @property
+    def read_sum(self) -> float:
+        """The sum, over its page and track calls, of when their records were read, in seconds."""
+        chunks = self.chunks
+        return sum(
+            chunks[number].read_at
+            for number, kind in zip(self.chunk_numbers, self.types, strict=True)
+            if kind >= _FIRST_MAIN
+        )
+
     def ages(
         self, now_ms: int, edges: list[float], start: int = 0, stop: int | None = None
     ) -> Ages:
@@ -211,7 +215,18 @@ class Batch:
             start: the first call.
             stop: the call behind the last one.
         """
-        stamps = sorted(t for t in self.timestamps[start:stop] if t >= 0)
+        stamps_of = [chunk.timestamps for chunk in self.chunks]
+        places = zip(
+            self.chunk_numbers[start:stop],
+            self.records[start:stop],
+            self.types[start:stop],
+            strict=True,
+        )
+        stamps = sorted(
+            stamp
+            for number, record, kind in places
+            if kind >= _FIRST_MAIN and (stamp := stamps_of[number][record]) >= 0
+        )
         if stamps and stamps[-1] > now_ms:
             past = bisect_right(stamps, now_ms)
             stamps[past:] = [now_ms] * (len(stamps) - past)

@@ -70,6 +70,13 @@ class Share:
         self.used -= size
         self._budget.used -= size
 
+    def grow(self, size: int) -> None:
+        """Hold `size` bytes more, or less if it is negative."""
+        if size >= 0:
+            self.take(size)
+        else:
+            self.give(-size)
+
     def end(self) -> None:
         """Give back all that is held, once."""
         if not self._ended:

@@ -1,16 +1,14 @@
-"""Compiles mapping trees to one Python function for each type of call.
+"""Compiles mapping trees to Python: one function makes all calls of a record.
 
 An interpreter of the mapping would look at every leaf for every event. Here that is done once, at the start: the trees
 become the source of a module, written for people too (`streamer transform --show-code`), in which a value is looked
-up once however many leaves want it, and what identify and the main call have in common is made once, by `shared`.
+up once however many leaves of the identify and the main call want it.
 
 The functions of that module:
 
-    shared(event, timestamp_ms)                               what identify, page and track have in common, a tuple
-    identify(event, timestamp_ms, record_hash, shared)        -> Contribution
-    group_N_ids(event)                                        -> the groupIds that group map N finds
-    group_N(event, timestamp_ms, record_hash, shared, id)     -> Contribution
-    page, track(event, timestamp_ms, record_hash, shared)     -> the call, serialised
+    page_calls, track_calls(event, timestamp_ms, record_hash)         -> Formatted: identify, groups, page or track
+    group_N_ids(event)                                                -> the groupIds that group map N finds
+    group_N(event, timestamp_ms, record_hash, group_id, ...)          -> Contribution; the rest is made for identify
 
 They raise `Rejected` for an event that can't become calls. `record_hash` is the keyed hash of the record's bytes,
 `timestamp_ms` Kafka's. What the trees guarantee (an id is text, a branch is an object) isn't checked again; all else
@@ -46,7 +44,7 @@ from streamer.core.mapping import (
     resolve_callback,
     text,
 )
-from streamer.core.model import CALL_TYPES, Contribution, Reason, Reject
+from streamer.core.model import CALL_TYPES, Contribution, Formatted, Reason, Reject
 from streamer.core.validate import MAX_CALL_BYTES, not_an_object, not_text, too_large
 from streamer.errors import MappingError
 
@@ -72,25 +70,13 @@ class Compiled:
 
     Attributes:
         source: the Python they were made of.
-        shared: makes what several calls have in common.
-        identify: makes the identify call.
-        groups: for each group map, what finds its groupIds and what makes the call for one of them.
-        page: makes the page call.
-        track: makes the track call.
+        page_calls: makes the calls of a record whose main call is a page call.
+        track_calls: makes those of any other record.
     """
 
     source: str
-    shared: Callable[[dict[str, Any], int], tuple[Any, ...]]
-    identify: Callable[[dict[str, Any], int, blake2b, tuple[Any, ...]], Contribution]
-    groups: tuple[
-        tuple[
-            Callable[[dict[str, Any]], Sequence[str]],
-            Callable[[dict[str, Any], int, blake2b, tuple[Any, ...], str], Contribution],
-        ],
-        ...,
-    ]
-    page: Callable[[dict[str, Any], int, blake2b, tuple[Any, ...]], bytes]
-    track: Callable[[dict[str, Any], int, blake2b, tuple[Any, ...]], bytes]
+    page_calls: Callable[[dict[str, Any], int, blake2b], Formatted]
+    track_calls: Callable[[dict[str, Any], int, blake2b], Formatted]
 
 
 def compile_mapping(
@@ -115,8 +101,6 @@ def compile_mapping(
         for name in CALL_TYPES
     }
     module = _Module(trees, callbacks)
-    module.shared()
-    module.contribution("identify", "identify", trees["identify"], role=b"\0identify")
     for number, group_map in enumerate(groups):
         place = f"groups[{number}]"
         tree = _parse_call(
@@ -125,10 +109,9 @@ def compile_mapping(
         each = bool(group_map.get("each"))
         field = str(group_map.get("field", group_map.get("groupId")))
         role = b"\0group\0%s\0%d" % (field.encode(), number)
-        module.group_ids(f"group_{number}_ids", tree["groupId"], each=each)
-        module.contribution(f"group_{number}", "group", tree, role=role, each=each)
-    module.main("page", trees["page"])
-    module.main("track", trees["track"])
+        module.group(f"group_{number}", tree, role=role, each=each)
+    for call_type in ("page", "track"):
+        module.calls(call_type, len(groups))
 
     source = module.source()
     namespace = {**_NAMESPACE, **module.callbacks, "key_hash": key_hash}
@@ -136,14 +119,8 @@ def compile_mapping(
     exec(compile(source, "<mapping>", "exec"), namespace)  # noqa: S102 - compiling is what this module is for
     return Compiled(
         source=source,
-        shared=namespace["shared"],
-        identify=namespace["identify"],
-        groups=tuple(
-            (namespace[f"group_{number}_ids"], namespace[f"group_{number}"])
-            for number in range(len(groups))
-        ),
-        page=namespace["page"],
-        track=namespace["track"],
+        page_calls=namespace["page_calls"],
+        track_calls=namespace["track_calls"],
     )
 
 
@@ -192,111 +169,115 @@ class _Module:
         self, trees: Mapping[str, Mapping[str, Node]], callbacks: Mapping[str, Callback]
     ) -> None:
         self.callbacks: dict[str, Callable[..., Any]] = {}
+        self._trees = trees
         self._known_callbacks = callbacks
         self._callback_names: dict[str, str] = {}
         self._functions: list[_Function] = []
-        # What identify takes, and the main call mostly too: nothing else, so that no callback runs for a call that
-        # isn't made.
+        # What stands at the top of identify, and of the other calls mostly too: made once for all of them.
         identify = trees["identify"]
         self._common = {key: identify[key] for key in _SHARED_KEYS if key in identify}
-        self._names = [_VARIABLES.get(key, key) for key in self._common]
-        # Traits, which most mappings put into the context of the main call too: serialised once.
-        traits = identify.get("traits")
-        self._traits = traits if isinstance(traits, Merge | Branch) else None
-        if self._traits is not None:
-            self._names += ["traits", "traits_json"]
 
     def source(self) -> str:
         return "\n\n\n".join(function.text() for function in self._functions) + "\n"
 
-    def shared(self) -> None:
-        """Write what makes the values that identify, page and track have in common."""
-        function = self._function("shared", ["event", "timestamp_ms"])
-        function.line('"""Make what identify, page and track have in common."""')
-        for key, node in self._common.items():
-            function.make(key, node)
-        if self._traits is not None:
-            function.own_traits(self._traits, "identify")
-        function.line(f"return {self._tuple()}")
+    def calls(self, main_type: str, groups: int) -> None:
+        """Write what makes all calls of a record.
 
-    def _tuple(self) -> str:
-        return f"({''.join(f'{name}, ' for name in self._names).rstrip()})"
+        Args:
+            main_type: `page` or `track`: its main call.
+            groups: how many group maps there are.
+        """
+        name = f"{main_type}_calls"
+        function = self._function(name, ["event", "timestamp_ms", "record_hash"])
+        function.line(f'"""Make the calls of a record whose main call is a {main_type} call."""')
+        identify = self._trees["identify"]
+        self._contribution(function, "identify", identify, b"\0identify")
+        function.line("contributions = (contribution,)")
+        names = ", ".join(_VARIABLES.get(key, key) for key in self._common)
+        for number in range(groups):
+            function.line(f"for group_id in group_{number}_ids(event):")
+            made = f"group_{number}(event, timestamp_ms, record_hash, group_id, {names})"
+            function.line(f"    contributions += ({made},)")
 
-    def _call(self, name: str, tree: Mapping[str, Node], *parameters: str) -> _Function:
-        """Begin a function that makes a call."""
-        arguments = ["event", "timestamp_ms", "record_hash", "shared", *parameters]
+        tree = self._trees[main_type]
+        self._share(function, tree)
+        # Traits, which most mappings put into the context of the main call too: serialised once.
+        traits = identify.get("traits")
+        if isinstance(traits, Merge | Branch):
+            function.line("traits_fragment = Fragment(traits_json) if traits else None")
+            function.fragments[traits] = "traits_fragment"
+        for key, node in function.begin(main_type, tree):
+            if key == "messageId":
+                function.id_hash(node, b"\0" + main_type.encode(), None)
+                function.line("call['messageId'] = 's1-' + own_hash.hexdigest()")
+            else:
+                function.put(key, node)
+        function.checks(main_type, tree)
+        function.line(
+            f"return Formatted(contributions, {main_type!r}, serialised(call, {main_type!r}))"
+        )
+
+    def group(self, name: str, tree: Mapping[str, Node], *, role: bytes, each: bool) -> None:
+        """Write what finds the groupIds of a group map, and what makes the call for one of them."""
+        function = self._function(f"{name}_ids", ["event"])
+        function.line('"""Find the ids of the groups that the event belongs to."""')
+        found = function.value(tree["groupId"], "group_id")
+        function.line(f"return {'texts' if each else 'first_text'}({found})")
+
+        common = [_VARIABLES.get(key, key) for key in self._common]
+        arguments = ["event", "timestamp_ms", "record_hash", "group_id", *common]
         function = self._function(name, arguments)
-        function.line(f'"""Make the {name} call."""')
-        if self._names:
-            function.line(f"{self._tuple()} = shared")
-        for key, node in self._common.items():
-            if tree.get(key) == node:
-                function.made[key] = _VARIABLES.get(key, key)
-        return function
+        function.line('"""Make the group call."""')
+        self._share(function, tree)
+        function.made["groupId"] = "group_id"
+        self._contribution(function, "group", tree, role, "group_id" if each else None)
+        function.line("return contribution")
 
-    def contribution(
-        self,
-        name: str,
+    def _share(self, function: _Function, tree: Mapping[str, Node]) -> None:
+        """Begin another call with what was made for identify at the keys that are mapped alike."""
+        function.made = {
+            key: _VARIABLES.get(key, key)
+            for key, node in self._common.items()
+            if tree.get(key) == node
+        }
+
+    @staticmethod
+    def _contribution(
+        function: _Function,
         call_type: str,
         tree: Mapping[str, Node],
-        *,
         role: bytes,
-        each: bool = False,
+        element: str | None = None,
     ) -> None:
-        """Write what makes an identify call, or a group call for the groupId that it is given."""
-        is_group = call_type == "group"
-        function = self._call(name, tree, *(["group_id"] if is_group else []))
-        if is_group:
-            function.made["groupId"] = "group_id"
-        for key, node in function.begin(tree):
+        """Write what makes an identify or a group call, as the variable `contribution`."""
+        for key, node in function.begin(call_type, tree):
             if key == "messageId":
-                function.message_id(node, role, "group_id" if each else None)
+                function.id_hash(node, role, element)
+                function.line("call['messageId'] = None  # until it is rendered")
             elif key == "traits":
                 # The traits of a group are its own dict, even if they are those of identify: each is merged for itself.
-                if is_group or self._traits is None:
-                    function.own_traits(node, call_type)
+                function.own_traits(node, call_type)
                 function.made["traits"] = "traits"
                 function.line("if traits:")
-                function.line("    call['traits'] = Fragment(traits_json)")
+                function.line("    call['traits'] = None  # until it is rendered")
             else:
                 function.put(key, node)
         if "traits" not in tree:
             function.line("traits, traits_json = {}, b'{}'")
         function.checks(call_type, tree)
-        function.measure(call_type, tree)
         ids = [function.made.get(key) for key in ("userId", "anonymousId")]
         profile = " or ".join(filter(None, ids))
         pair = ", ".join(f"{one} or None" if one else "None" for one in ids)
-        function.line("return Contribution(")
+        function.line("contribution = Contribution(")
         function.line(f"    {call_type!r},")
-        function.line(f"    ({profile}, group_id)," if is_group else f"    {profile},")
+        function.line(f"    ({profile}, group_id)," if call_type == "group" else f"    {profile},")
         function.line(f"    ({pair}),")
         function.line("    call,")
         function.line("    traits,")
         function.line("    traits_json,")
-        function.line("    message_id,")
+        function.line("    own_hash,")
         function.line(")")
-
-    def group_ids(self, name: str, node: Node, *, each: bool) -> None:
-        """Write what finds the groupIds of a group map."""
-        function = self._function(name, ["event"])
-        function.line('"""Find the ids of the groups that the event belongs to."""')
-        found = function.value(node, "group_id")
-        function.line(f"return {'texts' if each else 'first_text'}({found})")
-
-    def main(self, call_type: str, tree: Mapping[str, Node]) -> None:
-        """Write what makes a page or track call."""
-        function = self._call(call_type, tree)
-        if self._traits is not None:
-            function.line("traits_fragment = Fragment(traits_json) if traits else None")
-            function.fragments[self._traits] = "traits_fragment"
-        for key, node in function.begin(tree):
-            if key == "messageId":
-                function.message_id(node, b"\0" + call_type.encode(), None)
-            else:
-                function.put(key, node)
-        function.checks(call_type, tree)
-        function.line(f"return serialised(call, {call_type!r})")
+        function.measure(tree)
 
     def _function(self, name: str, parameters: Sequence[str]) -> _Function:
         function = _Function(name, parameters, self._callback)
@@ -502,8 +483,9 @@ class _Function:
     def _at_top(key: str) -> str:
         return _VARIABLES.get(key, key)
 
-    def begin(self, tree: Mapping[str, Node]) -> Iterator[tuple[str, Node]]:
-        """Begin the call, with its type if that comes first, and give what is still to be put into it."""
+    def begin(self, call_type: str, tree: Mapping[str, Node]) -> Iterator[tuple[str, Node]]:
+        """Begin a call, with its type if that comes first, and give what is still to be put into it."""
+        self._comment(call_type)
         (key, node), *rest = tree.items()
         if key == "type" and isinstance(node, Static):
             self.line(f"call = {{'type': {node.text!a}}}")
@@ -532,8 +514,8 @@ class _Function:
         self.line(f"traits = {value if is_fresh else f'copied({value})'}")
         self.line(f"traits_json = json_of(traits, {call_type!r}) if traits else b'{{}}'")
 
-    def message_id(self, node: Node, role: bytes, element: str | None) -> None:
-        """Make the call's own id: a hash of the record, or of what is mapped to messageId, and of the call's role."""
+    def id_hash(self, node: Node, role: bytes, element: str | None) -> None:
+        """Make what the call's id is: a hash of the record, or of what is mapped to messageId, and of the call's role."""
         if isinstance(node, Nothing):
             self.line("own_hash = record_hash.copy()")
         else:
@@ -542,8 +524,6 @@ class _Function:
         self.line(f"own_hash.update({role!r})")
         if element is not None:
             self.line(f"own_hash.update(b'\\0' + {element}.encode())")
-        self.line("message_id = 's1-' + own_hash.hexdigest()")
-        self.line("call['messageId'] = message_id")
 
     def checks(self, call_type: str, tree: Mapping[str, Node]) -> None:
         """Reject what Segment would throw away, as far as the tree doesn't rule it out."""
@@ -582,7 +562,7 @@ class _Function:
             self.line(f"if {wrong}:")
             self.line(f"    raise Rejected(not_an_object({call_type!r}, {key!r}, {name}))")
 
-    def measure(self, call_type: str, tree: Mapping[str, Node]) -> None:
+    def measure(self, tree: Mapping[str, Node]) -> None:
         """Hold a contribution to Segment's limit, without serialising it if it is surely short."""
         fixed, texts = 0, []
         for key, node in tree.items():
@@ -600,9 +580,9 @@ class _Function:
             self.line("# a character is six bytes of JSON at most")
             rest = MAX_CALL_BYTES - fixed
             self.line(f"if len(traits_json) + 6 * ({' + '.join(texts)}) > {rest}:")
-            self.line(f"    serialised(call, {call_type!r})  # for its length alone")
+            self.line("    measured(contribution)")
         else:
-            self.line(f"serialised(call, {call_type!r})  # for its length alone")
+            self.line("measured(contribution)")
 
     def _reject(self, condition: str, reason: Reason, detail: str) -> None:
         self.line(f"if {condition}:")
@@ -639,6 +619,7 @@ def _unique(name: str, taken: set[str] | Mapping[str, Any]) -> str:
 # --- what the generated functions call ---------------------------------------------------------------------------
 
 _SCALARS = frozenset({str, int, float, bool})
+_LISTS = {list}
 
 
 def _item(value: Any, index: int) -> Any:  # noqa: ANN401 - any JSON value
@@ -659,8 +640,12 @@ def _merged(*parts: Any) -> dict[str, Any] | list[Any]:  # noqa: ANN401 - any JS
     merged: dict[str, Any] = {}
     for part in parts:
         if type(part) is dict:
-            if _SCALARS.issuperset(map(type, part.values())):
-                merged.update(part)
+            # Nearly always all values are scalars, or all are lists of them: then no value is looked at by itself.
+            flat = part
+            if {*map(type, part.values())} == _LISTS:
+                flat = {key: element[0] for key, element in part.items() if element}
+            if _SCALARS.issuperset(map(type, flat.values())):
+                merged.update(flat)
                 continue
             for key, element in part.items():
                 first = element
@@ -748,6 +733,16 @@ def _serialised(call: dict[str, Any], call_type: str) -> bytes:
     return serialised
 
 
+def _measured(contribution: Contribution) -> None:
+    """Hold a contribution to Segment's limit."""
+    try:
+        size = len(contribution.render())
+    except TypeError:
+        raise Rejected(_too_deep(contribution.type)) from None
+    if size > MAX_CALL_BYTES:
+        raise Rejected(too_large(contribution.call, size))
+
+
 def _too_deep(call_type: str) -> Reject:
     # All values are JSON's own: only their depth can be wrong, of which orjson takes 254.
     detail = f"The {call_type} call is nested too deeply: over 250 levels."
@@ -813,6 +808,7 @@ _EMPTY: tuple[Any, ...] = ([], {})
 _NAMESPACE: dict[str, Any] = {
     "Contribution": Contribution,
     "EMPTY": _EMPTY,
+    "Formatted": Formatted,
     "Fragment": orjson.Fragment,
     "NO_KEYS": {},
     "Reason": Reason,
@@ -825,6 +821,7 @@ _NAMESPACE: dict[str, Any] = {
     "json_of": _json_of,
     "kafka_time": _kafka_time,
     "mapped_time": _mapped_time,
+    "measured": _measured,
     "merged": _merged,
     "milliseconds_to_iso8601": milliseconds_to_iso8601,
     "not_an_object": not_an_object,
@@ -836,7 +833,15 @@ _NAMESPACE: dict[str, Any] = {
 
 # Names that a generated function uses itself, besides those of Python.
 _RESERVED = {
-    *("event", "timestamp_ms", "record_hash", "shared", "key_hash", "own_hash", "call"),
-    *("message_id", "name", "timestamp", "traits", "traits_json", "traits_fragment"),
+    *("event", "timestamp_ms", "record_hash", "key_hash", "own_hash", "call"),
+    *(
+        "contribution",
+        "contributions",
+        "name",
+        "timestamp",
+        "traits",
+        "traits_json",
+        "traits_fragment",
+    ),
     *("dict", "len", "list", "str", "type"),
 }

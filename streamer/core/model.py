@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import orjson
+
+if TYPE_CHECKING:
+    from hashlib import blake2b
 
 Partition: TypeAlias = tuple[str, int]
 """A topic's name and a partition's number."""
@@ -42,21 +47,23 @@ class Reject:
 
 
 class Contribution:
-    """What one record says of a profile: its identify call, or one of its group calls, before merging.
+    """What one record says of a profile: its identify call, or one of its group calls.
+
+    When it merges with those before it, it gets their traits, and its hash goes on from theirs.
 
     Attributes:
         type: `identify` or `group`.
         profile: what Segment lays traits over: the userId, else the anonymousId; for a group call that and the groupId
             as a tuple. Calls of one profile must arrive in order.
         pair: userId and anonymousId (either may be None). Only calls of the same pair merge: Segment needs each pair.
-        call: the call as a dict in its order of keys. `messageId` and `traits` stand in it at their places and are
-            filled in by `render`; traits that are empty have no place.
+        call: the call as a dict in its order of keys, of which `render` fills in `messageId` and `traits`; traits that
+            are empty have no place.
         traits: the traits, empty if there are none.
         traits_json: the traits as JSON, `b"{}"` if there are none.
-        id: the contribution's own id: the same for the same record, whatever it is merged with.
+        hash: makes the call's id: of the record and the call's role, the same wherever the record is transformed.
     """
 
-    __slots__ = ("call", "id", "pair", "profile", "traits", "traits_json", "type")
+    __slots__ = ("call", "hash", "pair", "profile", "traits", "traits_json", "type")
 
     def __init__(
         self,
@@ -66,7 +73,7 @@ class Contribution:
         call: dict[str, Any],
         traits: dict[str, Any],
         traits_json: bytes,
-        id: str,  # noqa: A002 - Segment's own word
+        hash: blake2b,  # noqa: A002 - what it is
     ) -> None:
         self.type = type
         self.profile = profile
@@ -74,7 +81,17 @@ class Contribution:
         self.call = call
         self.traits = traits
         self.traits_json = traits_json
-        self.id = id
+        self.hash = hash
+
+    def render(self) -> bytes:
+        """Serialise the call, with its traits and its id as they are now."""
+        call = self.call
+        call["messageId"] = "s1-" + self.hash.hexdigest()
+        if self.traits:
+            call["traits"] = orjson.Fragment(self.traits_json)
+        elif "traits" in call:  # of a merge that became too large
+            del call["traits"]
+        return orjson.dumps(call)
 
 
 class Formatted(NamedTuple):

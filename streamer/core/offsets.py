@@ -33,6 +33,7 @@ class Chunk:
         partition: topic and number.
         next_position: the offset behind its last record.
         holders: how many hold it.
+        read_at: when its records were read, in seconds of the event loop's clock.
         offsets: each record's offset (compaction and transactions leave gaps).
         timestamps: each record's Kafka timestamp, in milliseconds since the epoch, -1 where there is none.
         keys: each record's key.
@@ -41,7 +42,7 @@ class Chunk:
     """
 
     __slots__ = (
-        "_kept", "_share", "holders", "keys", "next_position", "offsets", "partition", "timestamps",
+        "_kept", "_share", "holders", "keys", "next_position", "offsets", "partition", "read_at", "timestamps",
     )  # fmt: skip
 
     def __init__(
@@ -51,8 +52,10 @@ class Chunk:
         timestamps: Iterable[int],
         keys: Sequence[bytes | None],
         share: Share | None = None,
+        read_at: float = 0.0,
     ) -> None:
         self.partition = partition
+        self.read_at = read_at
         self.offsets = array("q", offsets)
         self.timestamps = array("q", timestamps)
         self.keys = keys

@@ -15,7 +15,7 @@ from streamer.core.mapping import (
     default_mapping,
     kind,
 )
-from streamer.core.model import Contribution, Formatted, Reason, Reject
+from streamer.core.model import Formatted, Reason, Reject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,11 +62,8 @@ class Transform:
             self._key_hash,
         )
         self.source = compiled.source
-        self._shared = compiled.shared
-        self._identify = compiled.identify
-        self._groups = compiled.groups
-        self._page = compiled.page
-        self._track = compiled.track
+        self._page_calls = compiled.page_calls
+        self._track_calls = compiled.track_calls
 
     def format(self, value: bytes | None, timestamp_ms: int) -> Formatted | Reject:
         """Make a record's calls, on the fast path.
@@ -92,19 +89,9 @@ class Transform:
         record_hash = self._key_hash.copy()
         record_hash.update(stripped)
         try:
-            shared = self._shared(event, timestamp_ms)
-            identify = self._identify(event, timestamp_ms, record_hash, shared)
-            contributions: tuple[Contribution, ...] = (identify,)
-            for find_ids, make_group in self._groups:
-                contributions += tuple(
-                    make_group(event, timestamp_ms, record_hash, shared, group_id)
-                    for group_id in find_ids(event)
-                )
             if event.get("event_type") == "pageView":
-                main = self._page(event, timestamp_ms, record_hash, shared)
-                return Formatted(contributions, "page", main)
-            main = self._track(event, timestamp_ms, record_hash, shared)
-            return Formatted(contributions, "track", main)
+                return self._page_calls(event, timestamp_ms, record_hash)
+            return self._track_calls(event, timestamp_ms, record_hash)
         except Rejected as rejected:
             return rejected.reject
 
@@ -124,11 +111,6 @@ class Transform:
         formatted = self.format(value, timestamp_ms)
         if isinstance(formatted, Reject):
             return formatted
-        calls = [orjson.loads(render(one)) for one in formatted.contributions]
+        calls = [orjson.loads(one.render()) for one in formatted.contributions]
         calls.append(orjson.loads(formatted.main))
         return calls
-
-
-def render(contribution: Contribution) -> bytes:
-    """Serialise a contribution that wasn't merged, under its own id."""
-    return orjson.dumps(contribution.call)

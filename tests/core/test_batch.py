@@ -19,8 +19,12 @@ SENT_AT = b"2026-11-23T14:00:00.000Z"
 EPOCH_MS = 1_700_000_000_000
 
 
-def chunk(records: int = 1, partition: int = 0) -> Chunk:
-    return Chunk(("events", partition), range(records), [0] * records, [None] * records)
+def chunk(
+    records: int = 1, partition: int = 0, *, stamps: list[int] | None = None, read_at: float = 0.0
+) -> Chunk:
+    stamps = [0] * records if stamps is None else stamps
+    offsets = range(len(stamps))
+    return Chunk(("events", partition), offsets, stamps, [None] * len(stamps), read_at=read_at)
 
 
 def call(size: int) -> bytes:
@@ -31,7 +35,7 @@ def call(size: int) -> bytes:
 def batch_of(*sizes: int, limits: Limits | None = None) -> Batch:
     batch, held = Batch(limits or Limits()), chunk(len(sizes))
     for record, size in enumerate(sizes):
-        batch.append(call(size), TRACK, held, record, 0, 0.0)
+        batch.append(call(size), TRACK, held, record)
     return batch
 
 
@@ -41,8 +45,8 @@ def test_the_main_types_are_page_and_track() -> None:
 
 def test_a_body_is_what_segment_expects() -> None:
     batch = Batch(Limits())
-    batch.append(b'{"type":"track"}', TRACK, chunk(), 0, 0, 0.0)
-    batch.append(b'{"type":"page"}', PAGE, chunk(), 0, 0, 0.0)
+    batch.append(b'{"type":"track"}', TRACK, chunk(), 0)
+    batch.append(b'{"type":"page"}', PAGE, chunk(), 0)
     assert orjson.loads(batch.body(SENT_AT)) == {
         "batch": [{"type": "track"}, {"type": "page"}],
         "sentAt": "2026-11-23T14:00:00.000Z",
@@ -64,7 +68,7 @@ def test_the_last_byte_of_the_limit_is_used_and_none_behind_it() -> None:
     batch = batch_of(100, limits=Limits(max_bytes=ENVELOPE_BYTES + 100 + 1 + 50))
     assert batch.room(51) == "bytes"
     assert batch.room(50) is None
-    batch.append(call(50), TRACK, chunk(), 0, 0, 0.0)
+    batch.append(call(50), TRACK, chunk(), 0)
     assert len(batch.body(SENT_AT)) == batch.size == batch.limits.max_bytes
 
 
@@ -77,7 +81,7 @@ def test_the_first_call_has_no_comma_to_pay_for() -> None:
 def test_the_last_call_of_the_limit_is_used_and_none_behind_it() -> None:
     batch = batch_of(10, 10, limits=Limits(max_calls=3))
     assert batch.room(10) is None
-    batch.append(call(10), TRACK, chunk(), 0, 0, 0.0)
+    batch.append(call(10), TRACK, chunk(), 0)
     assert batch.room(10) == "calls"
     assert batch.room(500_000) == "bytes"
 
@@ -86,8 +90,8 @@ def test_a_chunk_is_held_once_however_many_calls_it_has_and_let_go_with_the_batc
     one, other = chunk(3), chunk(1, partition=1)
     batch = Batch(Limits())
     for record in range(3):
-        batch.append(call(10), TRACK, one, record, 0, 0.0)
-    batch.append(call(10), TRACK, other, 0, 0, 0.0)
+        batch.append(call(10), TRACK, one, record)
+    batch.append(call(10), TRACK, other, 0)
     assert (one.holders, other.holders) == (2, 2)
     assert list(batch.chunk_numbers) == [0, 0, 0, 1]
     assert batch.chunks == [one, other]
@@ -97,50 +101,49 @@ def test_a_chunk_is_held_once_however_many_calls_it_has_and_let_go_with_the_batc
 
 
 def test_a_replaced_call_stands_where_it_stood_and_holds_the_chunks_of_both() -> None:
-    first, second = chunk(3), chunk(9, partition=1)
+    first, second = chunk(3, read_at=5.0), chunk(9, partition=1, read_at=7.0)
     batch = Batch(Limits())
-    place = batch.append(call(10), IDENTIFY, first, 2, -1, 5.0)
-    batch.append(call(20), TRACK, first, 2, 7, 5.0)
+    place = batch.append(call(10), IDENTIFY, first, 2)
+    batch.append(call(20), TRACK, first, 2)
     batch.replace(place, call(30), second, 8)
     assert batch.calls == [call(30), call(20)]
     assert batch.chunks[batch.chunk_numbers[place]] is second
-    assert (batch.records[place], batch.timestamps[place]) == (8, -1)
+    assert batch.records[place] == 8
     assert (first.holders, second.holders) == (2, 2)
     assert batch.size == len(batch.body(SENT_AT))
     assert batch.oldest == 5.0
 
 
-def test_the_oldest_record_and_the_sum_of_times_leave_merged_calls_to_their_first_and_out() -> None:
-    batch, held = Batch(Limits()), chunk()
+def test_the_oldest_record_is_of_any_call_and_the_sum_of_times_of_page_and_track_calls() -> None:
+    batch = Batch(Limits())
     assert batch.oldest == float("inf")
-    batch.append(call(10), IDENTIFY, held, 0, -1, 3.0)
-    batch.append(call(10), TRACK, held, 0, 0, 4.0)
-    batch.append(call(10), GROUP, held, 0, -1, 2.0)
-    batch.append(call(10), PAGE, held, 0, 0, 6.0)
+    for kind, read_at in ((IDENTIFY, 3.0), (TRACK, 4.0), (GROUP, 2.0), (PAGE, 6.0)):
+        batch.append(call(10), kind, chunk(read_at=read_at), 0)
     assert batch.oldest == 2.0
     assert (batch.read_sum, batch.mains) == (10.0, 2)
 
 
 def test_ages_fall_into_buckets_whose_edges_belong_to_them() -> None:
-    batch, held = Batch(Limits()), chunk()
     now = EPOCH_MS
-    for age_ms in (0, 100, 101, 1000, 5000, 60_000):
-        batch.append(call(10), TRACK, held, 0, now - age_ms, 0.0)
-    batch.append(call(10), IDENTIFY, held, 0, -1, 0.0)
+    ages_ms = (0, 100, 101, 1000, 5000, 60_000)
+    batch, held = Batch(Limits()), chunk(stamps=[now - age_ms for age_ms in ages_ms])
+    for record in range(6):
+        batch.append(call(10), TRACK, held, record)
+    batch.append(call(10), IDENTIFY, held, 0)
     assert batch.ages(now, [0.1, 1.0, 30.0]) == Ages([2, 4, 5], 6, 66.201)
     assert batch.ages(now, [0.1, 1.0, 30.0], 3, 5) == Ages([0, 1, 2], 2, 6.0)
 
 
 def test_a_record_without_a_timestamp_has_no_age() -> None:
     batch = Batch(Limits())
-    batch.append(call(10), TRACK, chunk(), 0, -1, 0.0)
+    batch.append(call(10), TRACK, chunk(stamps=[-1]), 0)
     assert batch.ages(1000, [1.0]) == Ages([0], 0, 0.0)
 
 
 def test_a_record_from_the_future_is_new() -> None:
     batch = Batch(Limits())
     for stamp in (900, 1_500, 99_000):
-        batch.append(call(10), TRACK, chunk(), 0, stamp, 0.0)
+        batch.append(call(10), TRACK, chunk(stamps=[stamp]), 0)
     assert batch.ages(1000, [0.05, 1.0]) == Ages([2, 3], 3, 0.1)
 
 
@@ -153,8 +156,6 @@ steps = st.lists(
             "kind": st.integers(0, 3),
             "chunk": st.integers(0, 3),
             "record": st.integers(0, 9),
-            "stamp": st.one_of(st.just(-1), st.integers(EPOCH_MS, EPOCH_MS + 200_000)),
-            "read_at": st.floats(0, 1000),
             "replace": st.booleans(),
         }
     ),
@@ -163,9 +164,14 @@ steps = st.lists(
 )
 
 
+stamp = st.one_of(st.just(-1), st.integers(EPOCH_MS, EPOCH_MS + 200_000))
+
+
 @settings(deadline=None)
 @given(
     steps=steps,
+    stamps=st.lists(st.lists(stamp, min_size=10, max_size=10), min_size=4, max_size=4),
+    read_at=st.lists(st.floats(0, 1000), min_size=4, max_size=4),
     max_calls=st.integers(1, 20),
     max_bytes=st.integers(3_000 + ENVELOPE_BYTES, 12_000),
     now_ms=st.integers(EPOCH_MS, EPOCH_MS + 200_000),
@@ -174,20 +180,23 @@ steps = st.lists(
 )
 def test_after_any_appends_and_replacements_all_that_a_batch_says_is_so(
     steps: list[dict[str, Any]],
+    stamps: list[list[int]],
+    read_at: list[float],
     max_calls: int,
     max_bytes: int,
     now_ms: int,
     edges_ms: list[int],
     data: st.DataObject,
 ) -> None:
-    chunks = [chunk(10, partition=number) for number in range(4)]
+    chunks = [
+        chunk(partition=number, stamps=stamps[number], read_at=read_at[number])
+        for number in range(4)
+    ]
     batch = Batch(Limits(max_calls, max_bytes))
     kept: list[dict[str, Any]] = []
     touched: set[Chunk] = set()
     for step in steps:
         body, held = call(step["size"]), chunks[step["chunk"]]
-        main = step["kind"] in MAIN_TYPES
-        step["stamp"] = step["stamp"] if main else -1
         mergeable = [place for place, one in enumerate(kept) if one["kind"] not in MAIN_TYPES]
         if step["replace"] and mergeable:
             place = data.draw(st.sampled_from(mergeable))
@@ -202,9 +211,7 @@ def test_after_any_appends_and_replacements_all_that_a_batch_says_is_so(
             assert (room is None) == (naive <= max_bytes and len(kept) < max_calls)
             if room is not None:
                 continue
-            place = batch.append(
-                body, step["kind"], held, step["record"], step["stamp"], step["read_at"]
-            )
+            place = batch.append(body, step["kind"], held, step["record"])
             assert place == len(kept)
             kept.append(step)
         touched.add(held)
@@ -215,10 +222,10 @@ def test_after_any_appends_and_replacements_all_that_a_batch_says_is_so(
         chunks[one["chunk"]] for one in kept
     ]
     assert list(batch.records) == [one["record"] for one in kept]
-    assert batch.oldest == min(one["read_at"] for one in kept)
+    assert batch.oldest == min(one.read_at for one in touched)
     mains = [one for one in kept if one["kind"] in MAIN_TYPES]
     assert batch.mains == len(mains)
-    assert batch.read_sum == pytest.approx(sum(one["read_at"] for one in mains))
+    assert batch.read_sum == pytest.approx(sum(read_at[one["chunk"]] for one in mains))
     assert [one.holders for one in chunks] == [2 if one in touched else 1 for one in chunks]
 
     start = data.draw(st.integers(0, len(kept) - 1))
@@ -229,7 +236,9 @@ def test_after_any_appends_and_replacements_all_that_a_batch_says_is_so(
         assert sent["batch"] == [orjson.loads(one) for one in batch.calls[part]]
         kinds = [CALL_TYPES[one["kind"]] for one in kept[part]]
         assert dict(batch.counts(*piece)) == {kind: kinds.count(kind) for kind in set(kinds)}
-        ages_ms = [max(now_ms - one["stamp"], 0) for one in kept[part] if one["stamp"] >= 0]
+        sent_mains = [one for one in kept[part] if one["kind"] in MAIN_TYPES]
+        of_mains = [stamps[one["chunk"]][one["record"]] for one in sent_mains]
+        ages_ms = [max(now_ms - stamp, 0) for stamp in of_mains if stamp >= 0]
         ages = batch.ages(now_ms, [edge / 1000 for edge in edges_ms], *piece)
         assert ages.at_most == [sum(age <= edge for age in ages_ms) for edge in edges_ms]
         assert ages.count == len(ages_ms)

@@ -250,7 +250,7 @@ def test_a_callback_runs_only_for_calls_that_are_made() -> None:
 def test_the_source_is_python_that_looks_each_value_up_once() -> None:
     source = Transform(write_key="").source
     functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
-    assert [one.name for one in functions] == ["shared", "identify", "page", "track"]
+    assert [one.name for one in functions] == ["page_calls", "track_calls"]
     for function in functions:
         lookups = [
             ast.unparse(node)
