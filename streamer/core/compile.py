@@ -619,7 +619,6 @@ def _unique(name: str, taken: set[str] | Mapping[str, Any]) -> str:
 # --- what the generated functions call ---------------------------------------------------------------------------
 
 _SCALARS = frozenset({str, int, float, bool})
-_LISTS = {list}
 
 
 def _item(value: Any, index: int) -> Any:  # noqa: ANN401 - any JSON value
@@ -640,11 +639,14 @@ def _merged(*parts: Any) -> dict[str, Any] | list[Any]:  # noqa: ANN401 - any JS
     merged: dict[str, Any] = {}
     for part in parts:
         if type(part) is dict:
-            # Nearly always all values are scalars, or all are lists of them: then no value is looked at by itself.
-            flat = part
-            if {*map(type, part.values())} == _LISTS:
-                flat = {key: element[0] for key, element in part.items() if element}
-            if _SCALARS.issuperset(map(type, flat.values())):
+            # Nearly always all values are scalars, or all are lists of scalars: then none is looked at by itself.
+            if _SCALARS.issuperset(map(type, part.values())):
+                merged.update(part)
+                continue
+            flat = {
+                key: element[0] for key, element in part.items() if type(element) is list and element
+            }
+            if len(flat) == len(part) and _SCALARS.issuperset(map(type, flat.values())):
                 merged.update(flat)
                 continue
             for key, element in part.items():
