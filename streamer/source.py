@@ -1,8 +1,9 @@
 """One member of a Kafka consumer group: reads records, ends and begins generations, commits what is settled.
 
-The handler is told of everything in this order: `assigned`, then `read` any number of times, then `revoked` (it brings
-to an end what can be, for a few seconds), then `ended`. Between `revoked` and the next `assigned` nothing is committed:
-such a commit waits for JoinGroup, fails, and costs every member one more rebalance.
+The handler is told of everything in this order: `assigned`, then `starts_first` if it is a first start, then `read` any
+number of times, then `revoked` (it brings to an end what can be, for a few seconds), then `ended`. Between `revoked`
+and the next `assigned` nothing is committed: such a commit waits for JoinGroup, fails, and costs every member one more
+rebalance.
 
 Where a partition is read from is decided here: aiokafka goes elsewhere without a word when an offset is gone.
 
@@ -78,6 +79,9 @@ class Handler(Protocol):
 
     def assigned(self, partitions: frozenset[Partition]) -> None:
         """Begin a generation. Nothing is awaited before this returns."""
+
+    def starts_first(self, offsets: Mapping[Partition, range]) -> None:
+        """Learn of partitions of this generation without a committed offset, and of what is in them."""
 
     async def read(self, records: Sequence[tuple[Partition, Sequence[ConsumerRecord]]]) -> None:
         """Take records in. The chunks have to be noted before the first await."""
@@ -393,7 +397,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             return
         self._placed = assignment
         reset = self._subscription.auto_offset_reset
-        first, before = 0, 0
+        first = {}
         for tp, committed in zip(tps, found, strict=True):
             partition = (tp.topic, tp.partition)
             begin, end = beginnings[tp], ends[tp]
@@ -406,17 +410,12 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 continue
             self._starts[partition] = place = begin if reset == "earliest" else end
             if committed is None:
-                first, before = first + 1, before + end - begin
+                first[partition] = range(begin, end)
             else:
                 self._say_gone(tp, committed, place, begin, end)
             consumer.seek(tp, place)
         if first:
-            log.info(
-                "partitions without a committed offset: a first start",
-                partitions=first,
-                starts_from=reset,
-                records=before,
-            )
+            self._handler.starts_first(first)
 
     async def _skip(self, consumer: AIOKafkaConsumer, positions: Mapping[Any, int]) -> None:
         """Go on where there are records again: Kafka says that there are none at these positions."""

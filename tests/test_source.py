@@ -21,7 +21,7 @@ from kafka_broker.topics import QUIET, Kafka, fresh_name
 from streamer.source import Source, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from aiokafka import ConsumerRecord
 
@@ -40,6 +40,7 @@ class Recorder:
         generations: of each assignment, the offsets that were read, by partition.
         values: what was read, by partition and offset.
         allowed: what may be committed, by partition; where it says nothing, all that was read.
+        first: of each first start, what is in its partitions.
         skips: each count of records that were gone.
         full: whether nothing more should be read.
         slow: seconds that a revocation takes.
@@ -52,6 +53,7 @@ class Recorder:
         self.generations: list[dict[Partition, list[int]]] = []
         self.values: dict[tuple[str, int, int], bytes | None] = {}
         self.allowed: dict[Partition, int | None] = {}
+        self.first: list[dict[Partition, range]] = []
         self.skips: list[int] = []
         self.full = False
         self.slow = 0.0
@@ -75,6 +77,10 @@ class Recorder:
     def assigned(self, partitions: frozenset[Partition]) -> None:
         self.told.append("assigned")
         self.generations.append({partition: [] for partition in partitions})
+
+    def starts_first(self, offsets: Mapping[Partition, range]) -> None:
+        assert self.told[-1] == "assigned"
+        self.first.append(dict(offsets))
 
     async def read(self, records: Sequence[tuple[Partition, Sequence[ConsumerRecord]]]) -> None:
         self.told.append("read")

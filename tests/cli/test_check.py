@@ -144,15 +144,15 @@ def test_what_is_found_in_kafka() -> None:
         async with EmbeddedBroker() as broker:
             await produce(broker.bootstrap, "events.a", "events.b")
             one = config(kafka__bootstrap_servers=broker.bootstrap, kafka__topics="events.a")
-            assert (await reach(one))[:2] == [
+            assert (await reach(one)).lines[:2] == [
                 f"Kafka: 1 broker, by {broker.bootstrap}",
                 "topic events.a: 4 partitions",
             ]
             for _ in range(2):  # looking for it hasn't made it
-                lines = await reach(one)
+                lines = (await reach(one)).lines
                 assert "topic events.a.dead-letter does not exist yet" in lines[-1]
             await produce(broker.bootstrap, "events.a.dead-letter")
-            lines = await reach(one)
+            lines = (await reach(one)).lines
             assert lines[-1] == "dead letters: topic events.a.dead-letter: 4 partitions"
 
             missing = config(
@@ -168,7 +168,7 @@ def test_what_is_found_in_kafka() -> None:
                 kafka__topic_pattern=r"events\..$",
                 dead_letter__file="letters.ndjson",
             )
-            assert await reach(pattern) == [
+            assert (await reach(pattern)).lines == [
                 f"Kafka at {half}: connection refused: nothing listens there",
                 f"Kafka: 1 broker, by {broker.bootstrap}",
                 "topic events.a: 4 partitions",
@@ -272,7 +272,7 @@ def test_what_a_real_kafka_refuses(require: Any) -> None:
     async def main() -> None:
         assert "events does not exist" in await refusal(**login)
         await produce(f"127.0.0.1:{port}", "events")
-        assert (await reach(config(**login)))[0] == f"Kafka: 1 broker, by 127.0.0.1:{sasl_port}"
+        assert (await reach(config(**login))).lines[0] == f"Kafka: 1 broker, by 127.0.0.1:{sasl_port}"
         wrong = await refusal(**{**login, "kafka__sasl_password": "wrong"})
         assert "refuses kafka.sasl_username and kafka.sasl_password" in wrong
         assert "doesn't offer" in await refusal(
