@@ -272,7 +272,9 @@ def test_what_a_real_kafka_refuses(require: Any) -> None:
     async def main() -> None:
         assert "events does not exist" in await refusal(**login)
         await produce(f"127.0.0.1:{port}", "events")
-        assert (await reach(config(**login))).lines[0] == f"Kafka: 1 broker, by 127.0.0.1:{sasl_port}"
+        assert (await reach(config(**login))).lines[
+            0
+        ] == f"Kafka: 1 broker, by 127.0.0.1:{sasl_port}"
         wrong = await refusal(**{**login, "kafka__sasl_password": "wrong"})
         assert "refuses kafka.sasl_username and kafka.sasl_password" in wrong
         assert "doesn't offer" in await refusal(
