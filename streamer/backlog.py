@@ -160,9 +160,12 @@ class Backlog:
             return f"no record stands at the {sample.offsets:,} offsets that were looked at"
         judged = f", judged by {sample.records:,} of them" if sample.offsets < self.offsets else ""
         number = _rounded(calls) if judged else f"{calls:,}"
+        each = sample.calls / sample.records
         text = (
             f"about {number} billed {'call' if calls == 1 else 'calls'}"
-            f" ({sample.calls / sample.records:.2g} a record{judged})"
+            f" ({each:.{2 if each < 10 else 3}g} a record{judged})"
+            if calls
+            else f"no billed calls{judged}"
         )
         rejects = sample.rejects.total()
         if rejects:

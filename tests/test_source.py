@@ -12,8 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, Producer
 from structlog.testing import capture_logs
 
 from kafka_broker.broker import KafkaBroker, free_port
@@ -184,14 +183,6 @@ async def until_committed(
 
 def some(count: int, size: int = 10, partition: int | None = None) -> list[tuple[Any, ...]]:
     return [(b"%d" % n, b"%0*d" % (size, n), None, (), partition) for n in range(count)]
-
-
-async def delete_records(kafka: Kafka, topic: str, before: int) -> None:
-    """Removes the records of partition 0 up to an offset, as retention does."""
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap, **QUIET})
-    done = admin.delete_records([TopicPartition(topic, 0, before)])
-    for future in done.values():
-        await asyncio.to_thread(future.result, 30)
 
 
 # --- reading and committing ---------------------------------------------------------------------
@@ -493,18 +484,6 @@ def test_a_pattern_reads_the_topics_that_it_matches_and_new_ones_too(kafka: Kafk
 # --- offsets that are gone ----------------------------------------------------------------------
 
 
-async def commit(kafka: Kafka, group: str, topic: str, offset: int) -> None:
-    """Commits as a member that was here before would have."""
-
-    def run() -> None:
-        consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": group, **QUIET})
-        consumer.commit(offsets=[TopicPartition(topic, 0, offset)], asynchronous=False)
-        consumer.close()
-
-    await kafka.committed(group, topic)  # waits until the group has a coordinator
-    await asyncio.to_thread(run)
-
-
 @pytest.mark.parametrize(("reset", "first", "skipped"), [("earliest", 70, 30), ("latest", 100, 60)])
 def test_records_that_retention_removed_before_they_were_read_are_said_and_counted(
     kafka: Kafka, reset: str, first: int, skipped: int
@@ -514,8 +493,8 @@ def test_records_that_retention_removed_before_they_were_read_are_said_and_count
         group, recorder = fresh_name("group"), Recorder()
         recorder.allowed = {(topic, 0): None}
         await kafka.produce(topic, some(100))
-        await commit(kafka, group, topic, 40)
-        await delete_records(kafka, topic, 70)
+        await kafka.commit(group, {(topic, 0): 40})
+        await kafka.delete_records((topic, 0), 70)
         source = make_source(kafka.bootstrap, recorder, topic, group, auto_offset_reset=reset)
         with capture_logs() as logs:
             async with running(source):
@@ -536,7 +515,7 @@ def test_a_topic_that_was_made_anew_is_said_and_read_from_its_beginning(kafka: K
     async def main() -> None:
         topic = await kafka.create_topic(partitions=1)
         group, recorder = fresh_name("group"), Recorder()
-        await commit(kafka, group, topic, 40)
+        await kafka.commit(group, {(topic, 0): 40})
         await kafka.produce(topic, some(10))
         source = make_source(kafka.bootstrap, recorder, topic, group)
         recorder.allowed = {(topic, 0): None}
@@ -570,7 +549,7 @@ def test_records_that_retention_removes_while_reading_pauses_are_said_and_counte
                 recorder.full = True
                 # More than is fetched ahead.
                 await kafka.produce(topic, some(1_000, size=10_000))
-                await delete_records(kafka, topic, 900)
+                await kafka.delete_records((topic, 0), 900)
                 recorder.go_on()
                 await until(lambda: (topic, 0, 1_009) in recorder.values)
                 del recorder.allowed[topic, 0]
@@ -620,7 +599,7 @@ def test_a_committed_offset_behind_an_open_transaction_is_not_gone(kafka: Kafka)
         for number in range(5):
             producer.produce(topic, b"%d" % number, partition=0)
         await asyncio.to_thread(producer.flush, 30)
-        await commit(kafka, group, topic, 10)
+        await kafka.commit(group, {(topic, 0): 10})
         async with running(make_source(kafka.bootstrap, recorder, topic, group)):
             await until(lambda: recorder.asked > 1)
             await asyncio.to_thread(producer.commit_transaction, 30)

@@ -11,6 +11,7 @@ import typer
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
+    KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
     TopicAuthorizationFailedError,
@@ -198,7 +199,7 @@ async def waiting(
         raise StartError(
             f"kafka.group_id: Kafka doesn't let this user read as group {group}: it needs READ on the group"
         ) from None
-    except (TimeoutError, KafkaTimeoutError):
+    except (TimeoutError, KafkaTimeoutError, KafkaConnectionError):
         raise StartError(
             f"Kafka told its topics, but nothing of group {group} within {timeout_seconds:g} s"
         ) from None
