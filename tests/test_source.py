@@ -9,10 +9,12 @@ import sys
 import time
 from collections import defaultdict
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
 from structlog.testing import capture_logs
 
 from kafka_broker.broker import KafkaBroker, free_port
@@ -611,20 +613,32 @@ def test_a_committed_offset_behind_an_open_transaction_is_not_gone(kafka: Kafka)
     asyncio.run(main())
 
 
-def test_a_first_start_says_how_many_records_lie_before_it(kafka: Kafka) -> None:
+def test_a_first_start_says_what_is_in_its_partitions(kafka: Kafka) -> None:
+    """A start with committed offsets says nothing, and one with some says it of the other partitions."""
+
     async def main() -> None:
-        topic, recorder = await kafka.create_topic(), Recorder()
-        await kafka.produce(topic, some(100))
-        for reset, read in (("latest", 0), ("earliest", 100)):
+        topic = await kafka.create_topic(partitions=2)
+        await kafka.produce(topic, some(100, partition=0))
+
+        async def start(group: str, reset: str) -> Recorder:
             recorder = Recorder()
-            with capture_logs() as logs:
-                source = make_source(kafka.bootstrap, recorder, topic, auto_offset_reset=reset)
-                async with running(source):
-                    await until(lambda: "commit ok" in recorder.told)  # noqa: B023 - awaited here
-            (line,) = (line for line in logs if "first" in line["event"])
-            assert (line["starts_from"], line["records"]) == (reset, 100)
-            assert recorder.count == read
+            source = make_source(kafka.bootstrap, recorder, topic, group, auto_offset_reset=reset)
+            async with running(source):
+                await until(lambda: len(source.lag()) == 2)  # they are placed
+                await until(lambda: sum(source.lag().values()) == 0)
             assert not recorder.skips
+            return recorder
+
+        new = {(topic, 0): range(100), (topic, 1): range(0)}
+        for reset, read in (("latest", 0), ("earliest", 100)):
+            group = fresh_name("group")
+            recorder = await start(group, reset)
+            assert (recorder.first, recorder.count) == ([new], read)
+            recorder = await start(group, reset)
+            assert (recorder.first, recorder.count) == ([], 0)
+        await kafka.commit(group := fresh_name("group"), {(topic, 0): 50})
+        recorder = await start(group, "earliest")
+        assert (recorder.first, recorder.count) == ([{(topic, 1): range(0)}], 50)
 
     asyncio.run(main())
 
@@ -659,6 +673,24 @@ def test_a_topic_that_does_not_exist_is_named_and_read_once_it_is_made(broker: K
         assert len([line for line in logs if line["log_level"] == "error"]) == 2, (
             "each said it once"
         )
+
+    asyncio.run(main())
+
+
+def test_a_topic_that_is_misspelt_is_named_and_not_made(kafka: Kafka) -> None:
+    """Though the broker makes whatever topic is asked for; one that is there beside it isn't read alone."""
+
+    async def main() -> None:
+        topic, misspelt = await kafka.create_topic(), fresh_name("misspelt")
+        source = make_source(kafka.bootstrap, recorder := Recorder(), topic)
+        source._subscription = replace(source._subscription, topics=(topic, misspelt))
+        async with running(source):
+            await until(lambda: source.failing.startswith(f"there is no topic {misspelt},"))
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap, **QUIET})
+        there = (await asyncio.to_thread(admin.list_topics, timeout=30)).topics
+        assert topic in there
+        assert misspelt not in there
+        assert not recorder.told
 
     asyncio.run(main())
 
