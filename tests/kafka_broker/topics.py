@@ -300,13 +300,24 @@ class Kafka:
         consumer = self._consumer()
         try:
             return {
-                (topic, number): consumer.get_watermark_offsets(
-                    TopicPartition(topic, number), TIMEOUT_SECONDS
-                )[1]
+                (topic, number): self._end_offset(consumer, TopicPartition(topic, number))
                 for number in self._partitions(topic)
             }
         finally:
             consumer.close()
+
+    def _end_offset(self, consumer: Consumer, partition: TopicPartition) -> int:
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while True:
+            try:
+                _, end = consumer.get_watermark_offsets(partition, TIMEOUT_SECONDS)
+            except KafkaException as error:  # the leader of a fresh topic may not know it yet
+                code = error.args[0].code()
+                if code != KafkaError.NOT_LEADER_FOR_PARTITION or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return end
 
     def _produce(self, topic: str, records: list[ToProduce]) -> list[tuple[int, int]]:
         with self._producing:
