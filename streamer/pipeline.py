@@ -7,18 +7,21 @@ together. After every await between reading a record and adding its calls, the g
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import CollectorRegistry
 
+from streamer.backlog import MANY_CALLS, Calls, look
 from streamer.config import require_write_key
-from streamer.core.account import Account, Ledger
+from streamer.core.account import Account
 from streamer.core.aggregate import Lane, Merging
 from streamer.core.batch import Limits
-from streamer.core.budget import Budget, Share
+from streamer.core.budget import Budget
 from streamer.core.destination import State
 from streamer.core.mapping import default_mapping, overlay
 from streamer.core.model import CALL_TYPES, DeadLetter, Formatted, Reason, Reject
@@ -32,12 +35,14 @@ from streamer.server import serve
 from streamer.source import DRAIN_TIMEOUT, Source, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from aiokafka import ConsumerRecord
 
     from streamer.config import Config
+    from streamer.core.account import Ledger
     from streamer.core.batch import Batch
+    from streamer.core.budget import Share
     from streamer.core.model import Partition
     from streamer.dead_letter import Sink
 
@@ -66,6 +71,37 @@ def make_transform(config: Config, write_key: str) -> Transform:
         mapping=overlay(default_mapping(), config.transform.mapping),
         groups=[group.model_dump() for group in config.groups],
     )
+
+
+def make_lane(config: Config, write_key: str, ledger: Ledger, share: Share) -> Lane:
+    """Make a lane for one generation, as the configuration says.
+
+    Args:
+        config: all settings.
+        write_key: Segment's.
+        ledger: where the calls' fates are written.
+        share: the generation's share of the memory budget.
+    """
+    flush, aggregate = config.flush, config.aggregate
+    return Lane(
+        write_key=write_key,
+        limits=Limits(flush.max_calls, flush.max_bytes),
+        merging=Merging(aggregate.identify, aggregate.group),
+        nonce=secrets.token_bytes(16),
+        ledger=ledger,
+        share=share,
+    )
+
+
+def make_calls(config: Config, write_key: str, transform: Transform) -> Calls:
+    """Say how records become billed calls, for who only wants to count them.
+
+    Args:
+        config: all settings.
+        write_key: Segment's.
+        transform: what `make_transform` gave.
+    """
+    return Calls(transform.format, partial(make_lane, config, write_key))
 
 
 @dataclass(slots=True)
@@ -109,12 +145,16 @@ class Pipeline:
         self.port = 0
         self._config = config
         self._write_key = require_write_key(config)
-        self._format = make_transform(config, self._write_key).format
+        transform = make_transform(config, self._write_key)
+        self._format = transform.format
+        self._calls = make_calls(config, self._write_key, transform)
         self._budget = Budget(config.flush.memory_budget)
         self._generation: Generation | None = None
         self._room = asyncio.Event()
         self._stop_at: float | None = None
-        connection = config.kafka.connection()
+        self._first_starts: asyncio.Queue[dict[Partition, range]] = asyncio.Queue()
+        self._announced: set[Partition] = set()
+        self._connection = connection = config.kafka.connection()
         self._metrics = Metrics(
             self.registry,
             self._readings,
@@ -183,6 +223,7 @@ class Pipeline:
                 tasks.create_task(self._delivery.run()),
                 tasks.create_task(self._letters.run()),
                 tasks.create_task(self._metrics.watch_loop()),
+                tasks.create_task(self._announce()),
             ]
             source = tasks.create_task(self._source.run())
             await stop.wait()
@@ -221,18 +262,17 @@ class Pipeline:
 
     def assigned(self, partitions: frozenset[Partition]) -> None:  # noqa: ARG002 - offsets come with the chunks
         """Begin a generation."""
-        flush, aggregate = self._config.flush, self._config.aggregate
         ledger, share = self.account.ledger(), self._budget.share()
-        lane = Lane(
-            write_key=self._write_key,
-            limits=Limits(flush.max_calls, flush.max_bytes),
-            merging=Merging(aggregate.identify, aggregate.group),
-            nonce=secrets.token_bytes(16),
-            ledger=ledger,
-            share=share,
-        )
+        lane = make_lane(self._config, self._write_key, ledger, share)
         self._generation = Generation(Offsets(), ledger, share, lane)
         self._delivery.begin(lane)
+
+    def starts_first(self, offsets: Mapping[Partition, range]) -> None:
+        """Have a first start announced, once for each partition: a rebalance may come before the first commit."""
+        new = {p: span for p, span in offsets.items() if p not in self._announced}
+        if new:
+            self._announced |= new.keys()
+            self._first_starts.put_nowait(new)
 
     async def read(self, records: Sequence[tuple[Partition, Sequence[ConsumerRecord]]]) -> None:
         """Take in what was read: note it all, then transform it slice by slice."""
@@ -399,6 +439,31 @@ class Pipeline:
         self._letters.put(letter, share, acknowledged)
 
     # --- the rest -------------------------------------------------------------------------------
+
+    async def _announce(self) -> None:
+        """Say of each first start what it reads and what that costs, beside the stream that has begun."""
+        kafka = self._config.kafka
+        while True:
+            offsets = await self._first_starts.get()
+            earliest = kafka.auto_offset_reset == "earliest"
+            backlog = await look(self._connection, offsets, self._calls if earliest else None)
+            said = backlog.first_start(kafka.auto_offset_reset)
+            facts: dict[str, object] = dict(zip(("starts", "costs"), said, strict=False))
+            if backlog.offsets:
+                other, what = ("latest", "skip") if earliest else ("earliest", "read")
+                facts["instead"] = (
+                    f'to {what} them: stop, and start with kafka.auto_offset_reset = "{other}" and another'
+                    " kafka.group_id"
+                )
+            calls = backlog.calls
+            log.log(
+                logging.WARNING if calls is not None and calls >= MANY_CALLS else logging.INFO,
+                "a first start",
+                group=kafka.group_id,
+                records=backlog.offsets,
+                billed_calls=calls,
+                **facts,
+            )
 
     def progressed(self) -> None:
         """Look whether there is room to read again."""

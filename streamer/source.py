@@ -1,8 +1,9 @@
 """One member of a Kafka consumer group: reads records, ends and begins generations, commits what is settled.
 
-The handler is told of everything in this order: `assigned`, then `read` any number of times, then `revoked` (it brings
-to an end what can be, for a few seconds), then `ended`. Between `revoked` and the next `assigned` nothing is committed:
-such a commit waits for JoinGroup, fails, and costs every member one more rebalance.
+The handler is told of everything in this order: `assigned`, then `starts_first` if it is a first start, then `read` any
+number of times, then `revoked` (it brings to an end what can be, for a few seconds), then `ended`. Between `revoked`
+and the next `assigned` nothing is committed: such a commit waits for JoinGroup, fails, and costs every member one more
+rebalance.
 
 Where a partition is read from is decided here: aiokafka goes elsewhere without a word when an offset is gone.
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
     CommitFailedError,
@@ -78,6 +80,9 @@ class Handler(Protocol):
 
     def assigned(self, partitions: frozenset[Partition]) -> None:
         """Begin a generation. Nothing is awaited before this returns."""
+
+    def starts_first(self, offsets: Mapping[Partition, range]) -> None:
+        """Learn of partitions of this generation without a committed offset, and of what is in them."""
 
     async def read(self, records: Sequence[tuple[Partition, Sequence[ConsumerRecord]]]) -> None:
         """Take records in. The chunks have to be noted before the first await."""
@@ -168,6 +173,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         self._commit_gate = False
         self._positions_hold = True
         self._ending = asyncio.Lock()
+        self._missing: list[str] = []
         self._waiting_since = 0.0
         self._placed: frozenset[Partition] | None = None
         self._starts: dict[Partition, int] = {}
@@ -244,13 +250,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
 
     async def _start(self, consumer: AIOKafkaConsumer) -> None:
         """Join the group: return when it has given an assignment, or when it is time to stop."""
-        subscription = self._subscription
-        if subscription.pattern is None:
-            consumer.subscribe(topics=list(subscription.topics), listener=self)
-        else:
-            consumer.subscribe(pattern=subscription.pattern, listener=self)
         self._waiting_since = time.monotonic()
-        starting = asyncio.create_task(consumer.start())
+        starting = asyncio.create_task(self._join(consumer))
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             while True:
@@ -264,19 +265,43 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                     return
                 if stopping.done():
                     return
-                await self._look_at_start(consumer)
+                await self._look_at_start()
         except KafkaConnectionError as error:
             raise KafkaConnectionError(await self._why_unreachable() or _reason(error)) from None
         except UnknownTopicOrPartitionError:
-            raise KafkaError(_missing(subscription.topics)) from None
+            raise KafkaError(_missing(self._subscription.topics)) from None
         finally:
             starting.cancel()
             stopping.cancel()
             await asyncio.gather(starting, stopping, return_exceptions=True)
 
-    async def _look_at_start(self, consumer: AIOKafkaConsumer) -> None:
+    async def _join(self, consumer: AIOKafkaConsumer) -> None:
+        """Subscribe once the topics are there: asking for one by its name may make it, however it is misspelt."""
+        subscription = self._subscription
+        if subscription.pattern is None:
+            self._missing = await self._missing_topics()
+            while self._missing:
+                await asyncio.sleep(_RETRY_DELAY)
+                self._missing = await self._missing_topics()
+            self._waiting_since = time.monotonic()
+            consumer.subscribe(topics=list(subscription.topics), listener=self)
+        else:
+            consumer.subscribe(pattern=subscription.pattern, listener=self)
+        await consumer.start()
+
+    async def _missing_topics(self) -> list[str]:
+        client = AIOKafkaClient(**self._connection)
+        try:
+            await client.bootstrap()
+            cluster = await client.fetch_all_metadata()
+        finally:
+            await client.close()
+        there = cluster.topics()
+        return [topic for topic in self._subscription.topics if topic not in there]
+
+    async def _look_at_start(self) -> None:
         """Find out why there is no assignment yet."""
-        missing = [t for t in self._subscription.topics if not consumer.partitions_for_topic(t)]
+        missing = self._missing
         reason = await self._why_unreachable() or (missing and _missing(missing))
         if not reason:  # a member that was killed is waited for, up to its rebalance time-out
             self.failing = "the consumer group hasn't shared its partitions out yet"
@@ -393,7 +418,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             return
         self._placed = assignment
         reset = self._subscription.auto_offset_reset
-        first, before = 0, 0
+        first = {}
         for tp, committed in zip(tps, found, strict=True):
             partition = (tp.topic, tp.partition)
             begin, end = beginnings[tp], ends[tp]
@@ -406,17 +431,12 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 continue
             self._starts[partition] = place = begin if reset == "earliest" else end
             if committed is None:
-                first, before = first + 1, before + end - begin
+                first[partition] = range(begin, end)
             else:
                 self._say_gone(tp, committed, place, begin, end)
             consumer.seek(tp, place)
         if first:
-            log.info(
-                "partitions without a committed offset: a first start",
-                partitions=first,
-                starts_from=reset,
-                records=before,
-            )
+            self._handler.starts_first(first)
 
     async def _skip(self, consumer: AIOKafkaConsumer, positions: Mapping[Any, int]) -> None:
         """Go on where there are records again: Kafka says that there are none at these positions."""

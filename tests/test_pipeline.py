@@ -7,13 +7,14 @@ import socket
 from collections import Counter
 from contextlib import asynccontextmanager
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import orjson
 import pytest
 from aiokafka import ConsumerRecord
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 import virtual_time
 from kafka_broker.broker import free_port
@@ -209,6 +210,104 @@ def test_partitions_that_go_to_another_member_are_sent_and_committed_before_that
                 assert_balances(pipeline, 300)
 
     asyncio.run(main())
+
+
+# --- a first start ------------------------------------------------------------------------------
+
+
+def page_views(count: int, visitor: str = "a") -> list[ToProduce]:
+    """Of one visitor, a minute apart by Kafka's time from 2025-11-02 08:14 UTC on."""
+    start_ms = 1_762_071_240_000
+    event = {"event_type": "pageView", "endpoint": {"Id": visitor}}
+    return [
+        ToProduce(
+            visitor.encode(),
+            orjson.dumps({**event, "event_timestamp": start_ms + number}),
+            start_ms + 60_000 * number,
+        )
+        for number in range(count)
+    ]
+
+
+async def first_starts(pipeline: Pipeline, consumed: int, lines: int = 1) -> list[Any]:
+    """Runs it until it has consumed so many records and said so much of first starts; gives these lines."""
+    with capture_logs() as logs:
+        async with running(pipeline):
+            await until(
+                lambda: (
+                    pipeline.account.consumed.total() == consumed
+                    and sum(line["event"] == "a first start" for line in logs) >= lines
+                    and not pipeline.account.in_flight
+                    and not pipeline.not_ready()
+                )
+            )
+    return [line for line in logs if line["event"] == "a first start"]
+
+
+def test_a_first_start_says_once_what_it_reads_and_what_that_costs(kafka: Kafka) -> None:
+    async def main() -> None:
+        topic, group = await kafka.create_topic(), fresh_name("group")
+        await kafka.produce(topic, page_views(30))
+        async with MockSegment() as segment:
+            (line,) = await first_starts(
+                make_pipeline(kafka.bootstrap, topic, segment.url, group), consumed=30
+            )
+            assert segment.stats.accepted.total() == 31
+            assert line == {
+                "event": "a first start",
+                "log_level": "info",
+                "group": group,
+                "records": 30,
+                "billed_calls": 31,
+                "starts": "from the earliest record: 30 records in 4 partitions, back to 2025-11-02 08:14 UTC",
+                "costs": "about 31 billed calls (1 a record)",
+                "instead": (
+                    'to skip them: stop, and start with kafka.auto_offset_reset = "latest" and another kafka.group_id'
+                ),
+            }
+            second = make_pipeline(kafka.bootstrap, topic, segment.url, group)
+            assert await first_starts(second, consumed=0, lines=0) == []
+            latest = make_pipeline(
+                kafka.bootstrap, topic, segment.url, kafka__auto_offset_reset="latest"
+            )
+            (line,) = await first_starts(latest, consumed=0)
+            assert line["billed_calls"] is None
+            assert line["starts"] == (
+                "from now on: 30 records in 4 partitions, back to 2025-11-02 08:14 UTC, stay unread"
+            )
+            assert "costs" not in line
+            assert segment.stats.accepted.total() == 31
+
+    asyncio.run(main())
+
+
+def test_a_first_start_with_many_calls_is_a_warning(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamer.pipeline.MANY_CALLS", 31)
+
+    async def main() -> None:
+        topic = await kafka.create_topic()
+        await kafka.produce(topic, page_views(30))
+        async with MockSegment() as segment:
+            pipeline = make_pipeline(kafka.bootstrap, topic, segment.url)
+            (line,) = await first_starts(pipeline, consumed=30)
+            assert line["log_level"] == "warning"
+
+    asyncio.run(main())
+
+
+def test_a_rebalance_before_the_first_commit_is_no_other_first_start() -> None:
+    """A partition is announced once; of those that come later, only what is new is."""
+    pipeline = make_pipeline("127.0.0.1:9", "events", "http://127.0.0.1:9/v1/batch")
+    pipeline.starts_first({("events", 0): range(9), ("events", 1): range(9)})
+    pipeline.starts_first({("events", 1): range(9)})
+    pipeline.starts_first({("events", 1): range(9), ("events", 2): range(5)})
+    queue = pipeline._first_starts
+    assert [sorted(queue.get_nowait()) for _ in range(queue.qsize())] == [
+        [("events", 0), ("events", 1)],
+        [("events", 2)],
+    ]
 
 
 # --- readiness ----------------------------------------------------------------------------------

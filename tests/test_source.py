@@ -9,10 +9,11 @@ import sys
 import time
 from collections import defaultdict
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 from structlog.testing import capture_logs
 
@@ -21,7 +22,7 @@ from kafka_broker.topics import QUIET, Kafka, fresh_name
 from streamer.source import Source, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from aiokafka import ConsumerRecord
 
@@ -40,6 +41,7 @@ class Recorder:
         generations: of each assignment, the offsets that were read, by partition.
         values: what was read, by partition and offset.
         allowed: what may be committed, by partition; where it says nothing, all that was read.
+        first: of each first start, what is in its partitions.
         skips: each count of records that were gone.
         full: whether nothing more should be read.
         slow: seconds that a revocation takes.
@@ -52,6 +54,7 @@ class Recorder:
         self.generations: list[dict[Partition, list[int]]] = []
         self.values: dict[tuple[str, int, int], bytes | None] = {}
         self.allowed: dict[Partition, int | None] = {}
+        self.first: list[dict[Partition, range]] = []
         self.skips: list[int] = []
         self.full = False
         self.slow = 0.0
@@ -75,6 +78,10 @@ class Recorder:
     def assigned(self, partitions: frozenset[Partition]) -> None:
         self.told.append("assigned")
         self.generations.append({partition: [] for partition in partitions})
+
+    def starts_first(self, offsets: Mapping[Partition, range]) -> None:
+        assert self.told[-1] == "assigned"
+        self.first.append(dict(offsets))
 
     async def read(self, records: Sequence[tuple[Partition, Sequence[ConsumerRecord]]]) -> None:
         self.told.append("read")
@@ -178,14 +185,6 @@ async def until_committed(
 
 def some(count: int, size: int = 10, partition: int | None = None) -> list[tuple[Any, ...]]:
     return [(b"%d" % n, b"%0*d" % (size, n), None, (), partition) for n in range(count)]
-
-
-async def delete_records(kafka: Kafka, topic: str, before: int) -> None:
-    """Removes the records of partition 0 up to an offset, as retention does."""
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap, **QUIET})
-    done = admin.delete_records([TopicPartition(topic, 0, before)])
-    for future in done.values():
-        await asyncio.to_thread(future.result, 30)
 
 
 # --- reading and committing ---------------------------------------------------------------------
@@ -487,18 +486,6 @@ def test_a_pattern_reads_the_topics_that_it_matches_and_new_ones_too(kafka: Kafk
 # --- offsets that are gone ----------------------------------------------------------------------
 
 
-async def commit(kafka: Kafka, group: str, topic: str, offset: int) -> None:
-    """Commits as a member that was here before would have."""
-
-    def run() -> None:
-        consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": group, **QUIET})
-        consumer.commit(offsets=[TopicPartition(topic, 0, offset)], asynchronous=False)
-        consumer.close()
-
-    await kafka.committed(group, topic)  # waits until the group has a coordinator
-    await asyncio.to_thread(run)
-
-
 @pytest.mark.parametrize(("reset", "first", "skipped"), [("earliest", 70, 30), ("latest", 100, 60)])
 def test_records_that_retention_removed_before_they_were_read_are_said_and_counted(
     kafka: Kafka, reset: str, first: int, skipped: int
@@ -508,8 +495,8 @@ def test_records_that_retention_removed_before_they_were_read_are_said_and_count
         group, recorder = fresh_name("group"), Recorder()
         recorder.allowed = {(topic, 0): None}
         await kafka.produce(topic, some(100))
-        await commit(kafka, group, topic, 40)
-        await delete_records(kafka, topic, 70)
+        await kafka.commit(group, {(topic, 0): 40})
+        await kafka.delete_records((topic, 0), 70)
         source = make_source(kafka.bootstrap, recorder, topic, group, auto_offset_reset=reset)
         with capture_logs() as logs:
             async with running(source):
@@ -530,7 +517,7 @@ def test_a_topic_that_was_made_anew_is_said_and_read_from_its_beginning(kafka: K
     async def main() -> None:
         topic = await kafka.create_topic(partitions=1)
         group, recorder = fresh_name("group"), Recorder()
-        await commit(kafka, group, topic, 40)
+        await kafka.commit(group, {(topic, 0): 40})
         await kafka.produce(topic, some(10))
         source = make_source(kafka.bootstrap, recorder, topic, group)
         recorder.allowed = {(topic, 0): None}
@@ -564,7 +551,7 @@ def test_records_that_retention_removes_while_reading_pauses_are_said_and_counte
                 recorder.full = True
                 # More than is fetched ahead.
                 await kafka.produce(topic, some(1_000, size=10_000))
-                await delete_records(kafka, topic, 900)
+                await kafka.delete_records((topic, 0), 900)
                 recorder.go_on()
                 await until(lambda: (topic, 0, 1_009) in recorder.values)
                 del recorder.allowed[topic, 0]
@@ -614,7 +601,7 @@ def test_a_committed_offset_behind_an_open_transaction_is_not_gone(kafka: Kafka)
         for number in range(5):
             producer.produce(topic, b"%d" % number, partition=0)
         await asyncio.to_thread(producer.flush, 30)
-        await commit(kafka, group, topic, 10)
+        await kafka.commit(group, {(topic, 0): 10})
         async with running(make_source(kafka.bootstrap, recorder, topic, group)):
             await until(lambda: recorder.asked > 1)
             await asyncio.to_thread(producer.commit_transaction, 30)
@@ -626,20 +613,32 @@ def test_a_committed_offset_behind_an_open_transaction_is_not_gone(kafka: Kafka)
     asyncio.run(main())
 
 
-def test_a_first_start_says_how_many_records_lie_before_it(kafka: Kafka) -> None:
+def test_a_first_start_says_what_is_in_its_partitions(kafka: Kafka) -> None:
+    """A start with committed offsets says nothing, and one with some says it of the other partitions."""
+
     async def main() -> None:
-        topic, recorder = await kafka.create_topic(), Recorder()
-        await kafka.produce(topic, some(100))
-        for reset, read in (("latest", 0), ("earliest", 100)):
+        topic = await kafka.create_topic(partitions=2)
+        await kafka.produce(topic, some(100, partition=0))
+
+        async def start(group: str, reset: str) -> Recorder:
             recorder = Recorder()
-            with capture_logs() as logs:
-                source = make_source(kafka.bootstrap, recorder, topic, auto_offset_reset=reset)
-                async with running(source):
-                    await until(lambda: "commit ok" in recorder.told)  # noqa: B023 - awaited here
-            (line,) = (line for line in logs if "first" in line["event"])
-            assert (line["starts_from"], line["records"]) == (reset, 100)
-            assert recorder.count == read
+            source = make_source(kafka.bootstrap, recorder, topic, group, auto_offset_reset=reset)
+            async with running(source):
+                await until(lambda: len(source.lag()) == 2)  # they are placed
+                await until(lambda: sum(source.lag().values()) == 0)
             assert not recorder.skips
+            return recorder
+
+        new = {(topic, 0): range(100), (topic, 1): range(0)}
+        for reset, read in (("latest", 0), ("earliest", 100)):
+            group = fresh_name("group")
+            recorder = await start(group, reset)
+            assert (recorder.first, recorder.count) == ([new], read)
+            recorder = await start(group, reset)
+            assert (recorder.first, recorder.count) == ([], 0)
+        await kafka.commit(group := fresh_name("group"), {(topic, 0): 50})
+        recorder = await start(group, "earliest")
+        assert (recorder.first, recorder.count) == ([{(topic, 1): range(0)}], 50)
 
     asyncio.run(main())
 
@@ -674,6 +673,24 @@ def test_a_topic_that_does_not_exist_is_named_and_read_once_it_is_made(broker: K
         assert len([line for line in logs if line["log_level"] == "error"]) == 2, (
             "each said it once"
         )
+
+    asyncio.run(main())
+
+
+def test_a_topic_that_is_misspelt_is_named_and_not_made(kafka: Kafka) -> None:
+    """Though the broker makes whatever topic is asked for; one that is there beside it isn't read alone."""
+
+    async def main() -> None:
+        topic, misspelt = await kafka.create_topic(), fresh_name("misspelt")
+        source = make_source(kafka.bootstrap, recorder := Recorder(), topic)
+        source._subscription = replace(source._subscription, topics=(topic, misspelt))
+        async with running(source):
+            await until(lambda: source.failing.startswith(f"there is no topic {misspelt},"))
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap, **QUIET})
+        there = (await asyncio.to_thread(admin.list_topics, timeout=30)).topics
+        assert topic in there
+        assert misspelt not in there
+        assert not recorder.told
 
     asyncio.run(main())
 

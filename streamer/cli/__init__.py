@@ -17,7 +17,7 @@ from streamer.errors import StreamerError
 
 SUMMARIES = {
     "run": "Forward events from Kafka to Segment: the service.",
-    "check": "Check the configuration, and that Kafka can be reached.",
+    "check": "Check the configuration, that Kafka can be reached, and what a start would cost.",
     "transform": "Turn events into Segment calls, without any network.",
     "mock-segment": "Play Segment on loopback, for development.",
     "demo": "Run the whole pipeline with nothing installed.",

@@ -5,24 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    TopicAuthorizationFailedError,
+)
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from streamer.backlog import Backlog, Calls, count, look, stand
 from streamer.bootstrap import failure, hangs_up
 from streamer.config import effective, load_config, require_write_key
 from streamer.errors import StartError
-from streamer.pipeline import make_transform
+from streamer.pipeline import make_calls, make_transform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from streamer.config import Config
+    from streamer.core.model import Partition
 
 KAFKA_TIMEOUT = 10.0
 """Seconds that Kafka may take to answer."""
@@ -40,7 +48,7 @@ def check(
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Don't reach for Kafka.")] = False,
 ) -> None:
-    """Check the configuration, and that Kafka can be reached.
+    """Check the configuration, that Kafka can be reached, and what a start would read and cost.
 
     Prints every setting in effect and where it came from. Exits with status 2 and says why if `streamer run` couldn't
     do its work with them.
@@ -49,7 +57,7 @@ def check(
     _print_settings(settings)
     write_key = require_write_key(settings) if settings.segment.enabled else "none"
 
-    make_transform(settings, write_key)
+    transform = make_transform(settings, write_key)
     typer.echo("mapping: compiles")
     if not settings.segment.enabled:
         typer.echo("segment.enabled is false: `streamer run` would stop at once")
@@ -58,8 +66,7 @@ def check(
         return
     # What aiokafka logs while it tries is said in one sentence, here.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL + 1)
-    for line in asyncio.run(reach(settings)):
-        typer.echo(line)
+    asyncio.run(_ask_kafka(settings, make_calls(settings, write_key, transform)))
 
 
 def _print_settings(settings: Config) -> None:
@@ -83,15 +90,32 @@ def _print_settings(settings: Config) -> None:
     typer.echo()
 
 
-async def reach(settings: Config, timeout_seconds: float = KAFKA_TIMEOUT) -> list[str]:
+async def _ask_kafka(settings: Config, calls: Calls) -> None:
+    reached = await reach(settings)
+    for line in reached.lines:
+        typer.echo(line)
+    async for line in waiting(settings, reached.partitions, calls):
+        typer.echo(line)
+
+
+class Reached(NamedTuple):
+    """What was found in Kafka.
+
+    Attributes:
+        lines: for a person.
+        partitions: those of the topics to read.
+    """
+
+    lines: list[str]
+    partitions: list[Partition]
+
+
+async def reach(settings: Config, timeout_seconds: float = KAFKA_TIMEOUT) -> Reached:
     """Connect to Kafka and look for the topics, without making any.
 
     Args:
         settings: says which Kafka and which topics.
         timeout_seconds: how long each of the two may take.
-
-    Returns:
-        What was found, a line each.
 
     Raises:
         ConfigError: a certificate or key can't be used.
@@ -135,16 +159,95 @@ async def reach(settings: Config, timeout_seconds: float = KAFKA_TIMEOUT) -> lis
     finally:
         await client.close()
     partitions = {
-        topic: len(cluster.partitions_for_topic(topic) or ()) for topic in cluster.topics()
+        topic: sorted(cluster.partitions_for_topic(topic) or ()) for topic in cluster.topics()
     }
-    return [
+    topics = _topics(settings, partitions)
+    lines = [
         *failures,
-        f"Kafka: {_count(len(brokers), 'broker')}, by {reached[0]}",
-        *_topics(settings, partitions),
+        f"Kafka: {count(len(brokers), 'broker')}, by {reached[0]}",
+        *(f"topic {topic}: {count(len(partitions[topic]), 'partition')}" for topic in topics),
+        _dead_letters(settings, partitions),
     ]
+    return Reached(lines, [(topic, number) for topic in topics for number in partitions[topic]])
 
 
-def _topics(settings: Config, partitions: dict[str, int]) -> list[str]:
+async def waiting(
+    settings: Config,
+    partitions: list[Partition],
+    calls: Calls,
+    timeout_seconds: float = KAFKA_TIMEOUT,
+) -> AsyncIterator[str]:
+    """Look where the group stands, and what a start would read and cost. The group isn't joined, nothing is committed.
+
+    Args:
+        settings: says which group of which Kafka.
+        partitions: those of the topics to read, which exist.
+        calls: how records become calls.
+        timeout_seconds: about how long each of two questions may take.
+
+    Yields:
+        What was found, a line each.
+
+    Raises:
+        StartError: Kafka doesn't answer, or doesn't let this user read.
+    """
+    kafka = settings.kafka
+    connection, reset, group = kafka.connection(), kafka.auto_offset_reset, kafka.group_id
+    try:
+        standing = await stand(connection, group, partitions, timeout_seconds)
+    except GroupAuthorizationFailedError:
+        raise StartError(
+            f"kafka.group_id: Kafka doesn't let this user read as group {group}: it needs READ on the group"
+        ) from None
+    except (TimeoutError, KafkaTimeoutError, KafkaConnectionError):
+        raise StartError(
+            f"Kafka told its topics, but nothing of group {group} within {timeout_seconds:g} s"
+        ) from None
+    except KafkaError as error:
+        raise StartError(f"Kafka tells nothing of group {group}: {error}") from None
+    if standing.behind:
+        behind = sum(map(len, standing.behind.values()))
+        number = count(len(standing.behind), "partition")
+        yield f"group {group}: {count(behind, 'record')} behind in {number}"
+    if standing.gone:
+        backlog = await _look(connection, standing.gone, None, timeout_seconds)
+        place = f"the earliest record: {backlog.records()}"
+        if reset == "latest":
+            place = f"now: {backlog.records()}, stay unread"
+        yield (
+            f"group {group}: its committed offsets are gone (retention, or the topic was made anew), so it goes on from"
+            f" {place}"
+        )
+    if standing.first:
+        earliest = reset == "earliest"
+        backlog = await _look(
+            connection, standing.first, calls if earliest else None, timeout_seconds
+        )
+        start, *costs = backlog.first_start(reset)
+        yield f"group {group}: a first start, {start}"
+        for line in costs:
+            yield f"  {line}"
+        if backlog.offsets and earliest:
+            yield '  to start from now instead: kafka.auto_offset_reset = "latest"'
+        elif backlog.offsets:
+            yield '  to read them instead: kafka.auto_offset_reset = "earliest"'
+
+
+async def _look(
+    connection: Mapping[str, Any],
+    offsets: Mapping[Partition, range],
+    calls: Calls | None,
+    timeout_seconds: float,
+) -> Backlog:
+    backlog = await look(connection, offsets, calls, timeout_seconds)
+    if isinstance(backlog.error, TopicAuthorizationFailedError):
+        raise StartError(
+            "Kafka doesn't let this user read kafka.topics: it needs READ on them"
+        ) from None
+    return backlog
+
+
+def _topics(settings: Config, partitions: Mapping[str, list[int]]) -> list[str]:
     kafka = settings.kafka
     if kafka.topic_pattern:
         topics = sorted(topic for topic in partitions if kafka.consumes(topic))
@@ -159,21 +262,16 @@ def _topics(settings: Config, partitions: dict[str, int]) -> list[str]:
             f"kafka.topics: {', '.join(missing)} {'does' if len(missing) == 1 else 'do'} not exist in Kafka, or may not"
             f" be seen; there are: {there}"
         )
-    lines = [f"topic {topic}: {_count(partitions[topic], 'partition')}" for topic in topics]
+    return topics
+
+
+def _dead_letters(settings: Config, partitions: Mapping[str, list[int]]) -> str:
     letters = settings.dead_letter.topic
     if letters and letters in partitions:
-        lines.append(f"dead letters: topic {letters}: {_count(partitions[letters], 'partition')}")
-    elif letters:
-        lines.append(
-            f"dead letters: topic {letters} does not exist yet: make it, unless Kafka makes what is written to"
-        )
-    else:
-        lines.append(f"dead letters: file {settings.dead_letter.file}")
-    return lines
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
+        return f"dead letters: topic {letters}: {count(len(partitions[letters]), 'partition')}"
+    if letters:
+        return f"dead letters: topic {letters} does not exist yet: make it, unless Kafka makes what is written to"
+    return f"dead letters: file {settings.dead_letter.file}"
 
 
 async def _unreachable(

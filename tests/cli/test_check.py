@@ -9,6 +9,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
@@ -16,16 +17,20 @@ from aiokafka.errors import (
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
 )
+from confluent_kafka.admin._acl import AclBinding, AclOperation, AclPermissionType
+from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 
 from kafka_broker.broker import KafkaBroker, free_port
+from kafka_broker.topics import Kafka, ToProduce, fresh_name
 from streamer.bootstrap import explain
-from streamer.cli.check import check, reach
+from streamer.cli.check import check, reach, waiting
 from streamer.config import Config, load_config
 from streamer.demo.broker import EmbeddedBroker
 from streamer.errors import ConfigError, MappingError, StartError
+from streamer.pipeline import make_calls, make_transform
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 KEY = "wk_9fJ2mQ7xTz"
@@ -144,15 +149,15 @@ def test_what_is_found_in_kafka() -> None:
         async with EmbeddedBroker() as broker:
             await produce(broker.bootstrap, "events.a", "events.b")
             one = config(kafka__bootstrap_servers=broker.bootstrap, kafka__topics="events.a")
-            assert (await reach(one))[:2] == [
+            assert (await reach(one)).lines[:2] == [
                 f"Kafka: 1 broker, by {broker.bootstrap}",
                 "topic events.a: 4 partitions",
             ]
             for _ in range(2):  # looking for it hasn't made it
-                lines = await reach(one)
+                lines = (await reach(one)).lines
                 assert "topic events.a.dead-letter does not exist yet" in lines[-1]
             await produce(broker.bootstrap, "events.a.dead-letter")
-            lines = await reach(one)
+            lines = (await reach(one)).lines
             assert lines[-1] == "dead letters: topic events.a.dead-letter: 4 partitions"
 
             missing = config(
@@ -168,7 +173,7 @@ def test_what_is_found_in_kafka() -> None:
                 kafka__topic_pattern=r"events\..$",
                 dead_letter__file="letters.ndjson",
             )
-            assert await reach(pattern) == [
+            assert (await reach(pattern)).lines == [
                 f"Kafka at {half}: connection refused: nothing listens there",
                 f"Kafka: 1 broker, by {broker.bootstrap}",
                 "topic events.a: 4 partitions",
@@ -272,7 +277,9 @@ def test_what_a_real_kafka_refuses(require: Any) -> None:
     async def main() -> None:
         assert "events does not exist" in await refusal(**login)
         await produce(f"127.0.0.1:{port}", "events")
-        assert (await reach(config(**login)))[0] == f"Kafka: 1 broker, by 127.0.0.1:{sasl_port}"
+        assert (await reach(config(**login))).lines[
+            0
+        ] == f"Kafka: 1 broker, by 127.0.0.1:{sasl_port}"
         wrong = await refusal(**{**login, "kafka__sasl_password": "wrong"})
         assert "refuses kafka.sasl_username and kafka.sasl_password" in wrong
         assert "doesn't offer" in await refusal(
@@ -290,6 +297,162 @@ def test_what_a_real_kafka_refuses(require: Any) -> None:
 
     with KafkaBroker(properties, port=port):
         asyncio.run(main())
+
+
+# --- what a start would read and cost ---
+
+START_MS = 1_762_071_240_000  # 2025-11-02 08:14 UTC
+
+
+def page_views(count: int, partition: int = 0) -> list[ToProduce]:
+    """Of one visitor of the partition, a minute apart."""
+    event = {"event_type": "pageView", "endpoint": {"Id": f"visitor-{partition}"}}
+    return [
+        ToProduce(
+            None,
+            orjson.dumps({**event, "event_timestamp": START_MS + number}),
+            START_MS + 60_000 * number,
+            partition=partition,
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.fixture
+def group_lines(
+    file: Path, kafka: Kafka, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., list[str]]:
+    """Runs the command and gives what it says of the group."""
+    base = file.read_text()
+
+    def run(group: str, topics: str, **settings: str) -> list[str]:
+        lines = {"bootstrap_servers": kafka.bootstrap, "group_id": group, **settings}
+        toml = "".join(f'{key} = "{value}"\n' for key, value in lines.items())
+        if "topic_pattern" not in settings:
+            toml += f'topics = "{topics}"\n'
+        file.write_text(f'{base}[kafka]\n{toml}[dead_letter]\nfile = "{file}.letters"\n')
+        check(file)
+        out = capsys.readouterr().out.splitlines()
+        return out[[line.startswith("dead letters:") for line in out].index(True) + 1 :]
+
+    return run
+
+
+def test_a_first_start_says_what_it_reads_and_costs(
+    kafka: Kafka, group_lines: Callable[..., list[str]]
+) -> None:
+    """How many records since when, how many billed calls, and how to start from now instead; nothing is committed."""
+    topic, group = asyncio.run(kafka.create_topic(partitions=4)), fresh_name("group")
+    new = f"group {group}: a first start, "
+    assert group_lines(group, topic) == [new + "with nothing to read yet in 4 partitions"]
+    for partition in range(2):
+        asyncio.run(kafka.produce(topic, page_views(700, partition)))
+    there = "1,400 records in 4 partitions, back to 2025-11-02 08:14 UTC"
+    expected = [
+        f"{new}from the earliest record: {there}",
+        "  about 1,402 billed calls (1 a record)",
+        '  to start from now instead: kafka.auto_offset_reset = "latest"',
+    ]
+    assert group_lines(group, topic) == expected
+    assert group_lines(group, "", topic_pattern=f"{topic}$") == expected
+    assert group_lines(group, topic, auto_offset_reset="latest") == [
+        f"{new}from now on: {there}, stay unread",
+        '  to read them instead: kafka.auto_offset_reset = "earliest"',
+    ]
+    assert asyncio.run(kafka.committed(group, topic)) == {}
+
+
+def test_a_group_that_was_here_before_says_how_far_it_is_behind(
+    kafka: Kafka, group_lines: Callable[..., list[str]]
+) -> None:
+    """And of partitions that are new to it, or whose committed offsets are gone, where it starts there."""
+    topic, group = asyncio.run(kafka.create_topic(partitions=4)), fresh_name("group")
+    for partition in range(4):
+        asyncio.run(kafka.produce(topic, page_views(10, partition)))
+    asyncio.run(kafka.delete_records((topic, 2), 4))
+    asyncio.run(kafka.commit(group, {(topic, 0): 3, (topic, 1): 9, (topic, 2): 2}))
+    name = f"group {group}: "
+    gone = f"{name}its committed offsets are gone (retention, or the topic was made anew), so it goes on from"
+    there = "6 records in 1 partition, back to 2025-11-02 08:18 UTC"
+    assert group_lines(group, topic) == [
+        f"{name}8 records behind in 2 partitions",
+        f"{gone} the earliest record: {there}",
+        f"{name}a first start, from the earliest record: 10 records in 1 partition, back to 2025-11-02 08:14 UTC",
+        "  about 11 billed calls (1.1 a record)",
+        '  to start from now instead: kafka.auto_offset_reset = "latest"',
+    ]
+    assert group_lines(group, topic, auto_offset_reset="latest")[:2] == [
+        f"{name}8 records behind in 2 partitions",
+        f"{gone} now: {there}, stay unread",
+    ]
+    asyncio.run(kafka.commit(group, asyncio.run(kafka.end_offsets(topic))))
+    assert group_lines(group, topic) == [f"group {group}: 0 records behind in 4 partitions"]
+
+
+def test_a_kafka_that_tells_nothing_of_the_group_is_given_up() -> None:
+    """In a sentence, within the time that it has."""
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            settings = config(kafka__bootstrap_servers=f"127.0.0.1:{silent.getsockname()[1]}")
+            calls = make_calls(settings, KEY, make_transform(settings, KEY))
+            async with asyncio.timeout(5):
+                with pytest.raises(StartError, match="group streamer"):
+                    [line async for line in waiting(settings, [("events", 0)], calls, 0.3)]
+
+    asyncio.run(main())
+
+
+def test_what_a_user_may_not_read(require: Any, file: Path) -> None:
+    """A user that may see a topic but not the group, or the group but not read the topic, is told which it is."""
+    require("java", "mvn")
+    port, login_port, controller_port = free_port(), free_port(), free_port()
+    listeners = f"PLAINTEXT://127.0.0.1:{port},LOGIN://127.0.0.1:{login_port}"
+    properties = {
+        "listeners": f"{listeners},CONTROLLER://127.0.0.1:{controller_port}",
+        "controller.quorum.bootstrap.servers": f"127.0.0.1:{controller_port}",
+        "advertised.listeners": listeners,
+        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,LOGIN:SASL_PLAINTEXT",
+        "listener.name.login.sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.login.plain.sasl.jaas.config": (
+            'org.apache.kafka.common.security.plain.PlainLoginModule required user_streamer="right";'
+        ),
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS",
+    }
+    file.write_text(
+        f"""{file.read_text()}
+        [kafka]
+        bootstrap_servers = "127.0.0.1:{login_port}"
+        topics = "events"
+        security_protocol = "SASL_PLAINTEXT"
+        sasl_mechanism = "PLAIN"
+        sasl_username = "streamer"
+        sasl_password = "right"
+        """
+    )
+
+    with KafkaBroker(properties, port=port) as broker:
+        kafka = Kafka(broker.bootstrap)
+        asyncio.run(kafka.create_topic("events", partitions=1))
+        asyncio.run(kafka.produce("events", page_views(3)))
+
+        def allow(kind: ResourceType, name: str, operation: AclOperation) -> None:
+            acl = AclBinding(
+                kind, name, ResourcePatternType.LITERAL, "User:streamer", "*", operation,
+                AclPermissionType.ALLOW,
+            )  # fmt: skip
+            for done in kafka._admin.create_acls([acl]).values():
+                done.result(30)
+
+        allow(ResourceType.TOPIC, "events", AclOperation.DESCRIBE)
+        with pytest.raises(StartError, match=r"kafka\.group_id: .* group streamer: it needs READ"):
+            check(file)
+        allow(ResourceType.GROUP, "streamer", AclOperation.READ)
+        with pytest.raises(StartError, match=r"read kafka\.topics: it needs READ"):
+            check(file)
+        allow(ResourceType.TOPIC, "events", AclOperation.READ)
+        check(file)
 
 
 def untrusted(code: int, message: str) -> ssl.SSLCertVerificationError:

@@ -203,6 +203,28 @@ class Kafka:
         """
         return await asyncio.to_thread(self._committed, group, topic)
 
+    async def commit(self, group: str, offsets: dict[Partition, int]) -> None:
+        """Commits for a consumer group without members, as one that was here before would have.
+
+        Args:
+            group: its `group.id`.
+            offsets: by partition.
+        """
+        for topic, _ in offsets:
+            await self.committed(group, topic)  # waits until the group has a coordinator
+        await asyncio.to_thread(self._commit, group, offsets)
+
+    async def delete_records(self, partition: Partition, before: int) -> None:
+        """Removes the first records of a partition, as retention does.
+
+        Args:
+            partition: whose.
+            before: the offset of the first record that stays.
+        """
+        done = self._admin.delete_records([TopicPartition(*partition, before)])
+        for future in done.values():
+            await asyncio.to_thread(future.result, TIMEOUT_SECONDS)
+
     async def end_offsets(self, topic: str) -> dict[Partition, int]:
         """Reads where a topic ends.
 
@@ -266,17 +288,36 @@ class Kafka:
             consumer.close()
         return {(part.topic, part.partition): part.offset for part in found if part.offset >= 0}
 
+    def _commit(self, group: str, offsets: dict[Partition, int]) -> None:
+        consumer = self._consumer(group)
+        try:
+            parts = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
+            consumer.commit(offsets=parts, asynchronous=False)
+        finally:
+            consumer.close()
+
     def _end_offsets(self, topic: str) -> dict[Partition, int]:
         consumer = self._consumer()
         try:
             return {
-                (topic, number): consumer.get_watermark_offsets(
-                    TopicPartition(topic, number), TIMEOUT_SECONDS
-                )[1]
+                (topic, number): self._end_offset(consumer, TopicPartition(topic, number))
                 for number in self._partitions(topic)
             }
         finally:
             consumer.close()
+
+    def _end_offset(self, consumer: Consumer, partition: TopicPartition) -> int:
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while True:
+            try:
+                _, end = consumer.get_watermark_offsets(partition, TIMEOUT_SECONDS)
+            except KafkaException as error:  # the leader of a fresh topic may not know it yet
+                code = error.args[0].code()
+                if code != KafkaError.NOT_LEADER_FOR_PARTITION or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return end
 
     def _produce(self, topic: str, records: list[ToProduce]) -> list[tuple[int, int]]:
         with self._producing:
