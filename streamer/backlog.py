@@ -291,6 +291,7 @@ class _Counter:
         self._format = calls.format
         self._sample = sample
         self._account = Account()
+        self._made = 0
         self._lane = calls.lane(self._account.ledger(), Budget(sys.maxsize).share())
 
     def add(self, records: Sequence[ConsumerRecord]) -> None:
@@ -307,11 +308,12 @@ class _Counter:
             if isinstance(made, Reject):
                 sample.rejects[made.reason] += 1
             else:
-                lane.add(made, chunk, number, record.timestamp, 0.0)
+                self._made += len(made.contributions) + 1
+                lane.add(made, chunk, number)
                 while len(lane.ready) > _IN_FLIGHT:
                     lane.settle(lane.ready.popleft(), 0.0)
         sample.records += len(records)
-        sample.calls = sum(self._account.made.values()) - sum(self._account.merged.values())
+        sample.calls = self._made - sum(self._account.merged.values())
 
 
 async def _read(
