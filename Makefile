@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help demo test test-quick coverage lint format kafka constraints clean
+.PHONY: help demo bench test test-quick coverage lint format kafka constraints clean
 
 help:
 	@echo "make demo        the whole pipeline with nothing installed: embedded Kafka, generated events, mock Segment"
+	@echo "make bench       what forwarding an event costs, on a real Kafka, against a yardstick and a floor"
 	@echo "make test        every test, with coverage (ARGS='tests/core -k offsets' for some of them)"
 	@echo "make test-quick  all but the whole-pipeline tests"
 	@echo "make coverage    every test, and where coverage is missing as pages in htmlcov/"
@@ -21,6 +22,9 @@ help:
 
 demo: $(INSTALLED)
 	$(BIN)/streamer demo $(ARGS)
+
+bench: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python benchmarks/end_to_end.py $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)

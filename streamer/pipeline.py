@@ -24,7 +24,7 @@ from streamer.core.batch import Limits
 from streamer.core.budget import Budget
 from streamer.core.destination import State
 from streamer.core.mapping import default_mapping, overlay
-from streamer.core.model import CALL_TYPES, DeadLetter, Formatted, Reason, Reject
+from streamer.core.model import CALL_TYPES, DeadLetter, Reason, Reject
 from streamer.core.offsets import Chunk, Offsets
 from streamer.core.transform import Transform
 from streamer.dead_letter import DeadLetters, FileSink, KafkaSink
@@ -344,13 +344,13 @@ class Pipeline:
                     return done
             value = record.value
             formatted = make(value, record.timestamp)
-            if type(formatted) is Formatted:
+            if isinstance(formatted, Reject):
+                self._reject(generation, chunk, record, formatted)
+            else:
                 add(formatted, chunk, number)
                 made[formatted.type] += 1
                 for contribution in formatted.contributions:
                     made[contribution.type] += 1
-            else:
-                self._reject(generation, chunk, record, formatted)
             done += _RECORD_BYTES + (len(value) if value else 0)
         _note_made(generation.ledger, made)
         return done

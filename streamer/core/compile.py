@@ -313,6 +313,7 @@ class _Function:
         # empty if the key is left out; and those that hold the JSON of a node.
         self.made: dict[str, str] = {}
         self.fragments: dict[Node, str] = {}
+        self._spliced: dict[Node, str] = {}
 
     def text(self) -> str:
         return "\n".join(self._lines)
@@ -378,6 +379,23 @@ class _Function:
             return ascii(node.text)
         return self.fragments.get(node) or self._in_python(node, *place)
 
+    def _serialisable(self, node: Node, *place: str) -> str:
+        """Make a node's value as `value` does, where it will only be serialised: a merge of two may be JSON already."""
+        if (
+            not isinstance(node, Merge)
+            or len(node.parts) != 2
+            or not all(isinstance(part, Path) for part in node.parts)
+            or node in self.fragments
+            or node in self._variables
+        ):
+            return self.value(node, *place)
+        if node not in self._spliced:
+            parts = [self._in_python(part) for part in node.parts]
+            name = self._variable(*place)
+            self.line(f"{name} = spliced({', '.join(parts)})")
+            self._spliced[node] = name
+        return self._spliced[node]
+
     def _in_python(self, node: Path | Merge | Branch, *place: str) -> str:
         """Make a node's value as `value` does, but never as a piece of JSON."""
         if node not in self._variables:
@@ -422,7 +440,7 @@ class _Function:
             texts[key] = node.text
         self.line(f"{name} = {{{', '.join(f'{key!a}: {text!a}' for key, text in texts.items())}}}")
         for key, node in branch.items[len(texts) :]:
-            value = self.value(node, *place, key)
+            value = self._serialisable(node, *place, key)
             self._put(node, value, f"{name}[{key!a}]")
         return name
 
@@ -454,7 +472,9 @@ class _Function:
     def make(self, key: str, node: Node) -> str:
         """Make what stands at a key, and give the variable that holds it: None or empty if the key is left out."""
         if key not in self.made:
-            value = self.value(node, _VARIABLES.get(key, key))
+            is_text = key in TEXT_KEYS or key in _SHARED_KEYS
+            make = self.value if is_text else self._serialisable
+            value = make(node, _VARIABLES.get(key, key))
             if key in TEXT_KEYS:
                 name = self._at_top(key)
                 if isinstance(node, Path):
@@ -508,6 +528,10 @@ class _Function:
     def own_traits(self, node: Node, call_type: str) -> None:
         """Make the traits of a contribution, a dict that nothing else holds since it will be merged, and their JSON."""
         is_fresh = isinstance(node, Merge | Branch) and node not in self._variables
+        if isinstance(node, Merge) and all(isinstance(part, Path) for part in node.parts):
+            parts = ", ".join(self._in_python(part) for part in node.parts)
+            self.line(f"traits, traits_json = merged_traits({call_type!r}, {parts})")
+            return
         value = self.value(node, "own_traits")
         if is_fresh:
             del self._variables[node]  # who wants the same once more makes another
@@ -515,7 +539,7 @@ class _Function:
         self.line(f"traits_json = json_of(traits, {call_type!r}) if traits else b'{{}}'")
 
     def id_hash(self, node: Node, role: bytes, element: str | None) -> None:
-        """Make what the call's id is: a hash of the record, or of what is mapped to messageId, and of the call's role."""
+        """Make the hash of the call's id: of the record, or of what is mapped to messageId, and of the role."""
         if isinstance(node, Nothing):
             self.line("own_hash = record_hash.copy()")
         else:
@@ -557,6 +581,8 @@ class _Function:
                 continue  # what is spliced is the traits of identify, which are objects if we get here
             name = self.made[key]
             wrong = f"type({name}) is not dict"
+            if node in self._spliced:
+                wrong = f"type({name}) not in OBJECTS"
             if key != "traits" or call_type not in {"identify", "group"}:
                 wrong = f"{key!r} in call and {wrong}"
             self.line(f"if {wrong}:")
@@ -639,15 +665,8 @@ def _merged(*parts: Any) -> dict[str, Any] | list[Any]:  # noqa: ANN401 - any JS
     merged: dict[str, Any] = {}
     for part in parts:
         if type(part) is dict:
-            # Nearly always all values are scalars, or all are lists of scalars: then none is looked at by itself.
             if _SCALARS.issuperset(map(type, part.values())):
                 merged.update(part)
-                continue
-            flat = {
-                key: element[0] for key, element in part.items() if type(element) is list and element
-            }
-            if len(flat) == len(part) and _SCALARS.issuperset(map(type, flat.values())):
-                merged.update(flat)
                 continue
             for key, element in part.items():
                 first = element
@@ -662,6 +681,51 @@ def _merged(*parts: Any) -> dict[str, Any] | list[Any]:  # noqa: ANN401 - any JS
     if merged:
         return merged
     return [element for part in parts if type(part) is list for element in part] or merged
+
+
+def _merged_traits(call_type: str, *parts: Any) -> tuple[Any, bytes]:  # noqa: ANN401 - any JSON value
+    """Merge as `_merged` does, and give the JSON too.
+
+    In the JSON one look tells whether there was more to flatten than lists of scalars, as there hardly ever is.
+    """
+    merged: dict[str, Any] = {}
+    for part in parts:
+        if type(part) is dict:
+            merged.update(
+                {
+                    key: element[0] if type(element) is list and element else element
+                    for key, element in part.items()
+                }
+            )
+        elif part is not None:
+            break
+    else:
+        traits_json = _json_of(merged, call_type)
+        if _is_flat(traits_json):
+            return merged, traits_json
+    traits = _merged(*parts)
+    return traits, _json_of(traits, call_type) if traits else b"{}"
+
+
+def _spliced(first: Any, second: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Merge two as `_merged` does, for what is only serialised: their JSON is spliced, if they hold scalars alone."""
+    if type(first) is dict and type(second) is dict and first.keys().isdisjoint(second):
+        if not first or not second:
+            return _merged(first, second)
+        try:
+            left, right = orjson.dumps(first), orjson.dumps(second)
+        except TypeError:  # too deep, which is said when the call is serialised
+            return _merged(first, second)
+        if _is_flat(left) and _is_flat(right):
+            return orjson.Fragment(left[:-1] + b"," + right[1:])
+    return _merged(first, second)
+
+
+def _is_flat(json_object: bytes) -> bool:
+    """Say whether an object surely holds scalars alone. Texts that look like more make it False."""
+    return (
+        json_object.find(b"[") < 0 and json_object.find(b"{", 1) < 0 and b"null" not in json_object
+    )
 
 
 def _copied(value: Any) -> Any:  # noqa: ANN401 - any JSON value
@@ -806,6 +870,7 @@ def _finite(number: float) -> float:
 
 
 _EMPTY: tuple[Any, ...] = ([], {})
+_OBJECTS = frozenset({dict, orjson.Fragment})
 
 _NAMESPACE: dict[str, Any] = {
     "Contribution": Contribution,
@@ -813,6 +878,7 @@ _NAMESPACE: dict[str, Any] = {
     "Formatted": Formatted,
     "Fragment": orjson.Fragment,
     "NO_KEYS": {},
+    "OBJECTS": _OBJECTS,
     "Reason": Reason,
     "Reject": Reject,
     "Rejected": Rejected,
@@ -824,11 +890,13 @@ _NAMESPACE: dict[str, Any] = {
     "kafka_time": _kafka_time,
     "mapped_time": _mapped_time,
     "measured": _measured,
+    "merged_traits": _merged_traits,
     "merged": _merged,
     "milliseconds_to_iso8601": milliseconds_to_iso8601,
     "not_an_object": not_an_object,
     "not_text": not_text,
     "serialised": _serialised,
+    "spliced": _spliced,
     "text": text,
     "texts": _texts,
 }
