@@ -686,11 +686,14 @@ def _merged(*parts: Any) -> dict[str, Any] | list[Any]:  # noqa: ANN401 - any JS
 def _merged_traits(call_type: str, *parts: Any) -> tuple[Any, bytes]:  # noqa: ANN401 - any JSON value
     """Merge as `_merged` does, and give the JSON too.
 
-    In the JSON one look tells whether there was more to flatten than lists of scalars, as there hardly ever is.
+    In the JSON one look tells whether there was more to flatten than lists of scalars, as there hardly ever is. A value
+    that a later part has replaced isn't seen there, so the parts must have no key in common.
     """
     merged: dict[str, Any] = {}
+    keys = 0
     for part in parts:
         if type(part) is dict:
+            keys += len(part)
             merged.update(
                 {
                     key: element[0] if type(element) is list and element else element
@@ -701,7 +704,7 @@ def _merged_traits(call_type: str, *parts: Any) -> tuple[Any, bytes]:  # noqa: A
             break
     else:
         traits_json = _json_of(merged, call_type)
-        if _is_flat(traits_json):
+        if len(merged) == keys and _is_flat(traits_json):
             return merged, traits_json
     traits = _merged(*parts)
     return traits, _json_of(traits, call_type) if traits else b"{}"
