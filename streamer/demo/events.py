@@ -1,7 +1,7 @@
 """Made-up events in the shape in which Altis Analytics records them (one Amazon Pinpoint event, one JSON object).
 
 Visitors come back, sessions overlap, page views add up, and the same seed gives the same events, byte for byte. No two
-events are equal, since time moves on by a millisecond at least. Values are filled into a template: a run of
+events are equal, since each has a RequestId of its own. Values are filled into a template: a run of
 100,000 events shouldn't measure its generator.
 """
 
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 START_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
+_PAUSE_SECONDS = 4.0  # between two events of one session, on average
 
 _EVENT = (
     '{"event_type":"%(event_type)s","event_timestamp":%(now)d,"arrival_timestamp":%(arrival)d,'
@@ -77,10 +78,12 @@ class Event(NamedTuple):
     Attributes:
         key: the visitor's `endpoint.Id`, so that a partition has all of one visitor; None for an event without ids.
         value: the event as JSON, about 2 KB; or what should have been one.
+        timestamp_ms: its `event_timestamp`, of what is broken too: the timestamp to give the record in Kafka.
     """
 
     key: bytes | None
     value: bytes
+    timestamp_ms: int
 
 
 def generate(
@@ -91,8 +94,12 @@ def generate(
     oversized: float = 0.0,
     start_ms: int = START_MS,
     rate: float = 100.0,
+    clock: Callable[[], int] | None = None,
 ) -> Iterator[Event]:
     """Make events without end.
+
+    People read: some four seconds pass between two events of one session, so the more events a second there are, the
+    more sessions are open side by side, up to a quarter of the users. What one loading of a page makes comes together.
 
     Args:
         seed: equal seeds (and equal other arguments) give equal events.
@@ -101,7 +108,9 @@ def generate(
         missing_ids: the share of events with neither `endpoint.Id` nor `endpoint.User.UserId`.
         oversized: the share of events with a text of 40,000 bytes, more than Segment takes in one call.
         start_ms: the time of the first event, in milliseconds since 1970.
-        rate: events a second by their own timestamps, at most 1000.
+        rate: events a second by their own timestamps, at most 1000 unless there is a clock.
+        clock: gives the time of each event when it is made, in milliseconds since 1970, for events that are produced
+            at once; `start_ms` then counts for nothing, and time may stand still between two events.
 
     Yields:
         Events in the order of `event_timestamp`, which rises with each.
@@ -109,15 +118,21 @@ def generate(
     rng = random.Random(seed)  # noqa: S311 - reproducible on purpose
     chance = rng.random
     visitors: dict[int, _Visitor] = {}
-    crowd = max(1, min(users // 4, 200))  # how many sessions are open at a time
+    crowd = max(1, min(users // 4, round(rate * _PAUSE_SECONDS)))  # sessions that are open at a time
     visits: list[tuple[_Visitor, Iterator[str]]] = []
-    now = start_ms
-    clock: dict[str, str | int] = {}
+    now = start_ms if clock is None else clock()
+    second: dict[str, str | int] = {}
+    place = 0
+    loading = False  # whether the last event was the first half of a loaded page
     while True:
-        before, now = now, now + max(1, round(rng.expovariate(rate) * 1000))
-        if not clock or now // 1000 != before // 1000:
-            clock = _clock(now // 1000)
-        while len(visits) < crowd:
+        before = now
+        if clock is None:
+            now += max(1, round(rng.expovariate(rate) * 1000))
+        else:
+            now = max(now, clock())
+        if not second or now // 1000 != before // 1000:
+            second = _second(now // 1000)
+        for _ in range(min(2, crowd - len(visits))):  # they come one by one, also at the start
             number = int(users * chance() ** 2)
             visitor = visitors.get(number)
             if visitor is None:
@@ -125,10 +140,13 @@ def generate(
             if not visitor.visiting:
                 visitor.visiting = True
                 visits.append((visitor, visitor.visit(rng)))
-        place = int(chance() * crowd)
+        if not visits:
+            continue
+        if not loading:
+            place = int(chance() * len(visits))
         visitor, steps = visits[place]
         fields = visitor.fields
-        fields.update(clock)
+        fields.update(second)
         fields["now"] = now
         fields["thousandth"] = now % 1000
         fields["arrival"] = now + 40 + int(chance() * 1500)
@@ -140,6 +158,7 @@ def generate(
             visits.pop()
             continue
         fields["event_type"] = event_type
+        loading = event_type == "_session.start"
 
         key: bytes | None = visitor.key
         value = _EVENT % fields
@@ -155,13 +174,13 @@ def generate(
             value = _EVENT % {**fields, "endpoint_id": "", "user": ""}
         elif oddity < broken + missing_ids + oversized:
             value = _EVENT % {**fields, "custom": ',"content":"' + "lorem " * 6667 + '"'}
-        yield Event(key, value.encode())
+        yield Event(key, value.encode(), now)
 
 
 class _Visitor:
     """One browser: what stays the same of its events, what its sessions change, and the sessions themselves."""
 
-    __slots__ = ("_country", "_level", "_page", "_user_id", "fields", "key", "visiting")
+    __slots__ = ("_country", "_level", "_page", "_pages", "_user_id", "fields", "key", "visiting")
 
     def __init__(self, number: int, now: int, rng: random.Random) -> None:
         engine, browser, version, platform, platform_version, make, model, kind = rng.choice(
@@ -169,6 +188,7 @@ class _Visitor:
         )
         self._country, city, locale = rng.choice(_PLACES)
         blog_id, blog = rng.choice(_BLOGS)
+        self._pages = _PAGES[blog]
         identity = _uuid(rng)
         self.key = identity.encode()
         # A third is known by name. Nobody has two browsers: their records might go to two partitions, and then the
@@ -221,7 +241,7 @@ class _Visitor:
             "logged_in": "true" if self._user_id else "false",
             "user": self._user(),
             "cohort": number % 100,
-            "created": f"{_clock(created)['second']}.{created_thousandth:03}Z",
+            "created": f"{_second(created)['second']}.{created_thousandth:03}Z",
             "sessions": 0,
             "page_views": 0,
         }
@@ -265,7 +285,7 @@ class _Visitor:
     def _open_page(self, rng: random.Random) -> None:
         self._page += 1
         fields = self.fields
-        fields["page"] = rng.choice(_PAGES)
+        fields["page"] = rng.choice(self._pages)
         fields["page_session"] = f"{fields['session']}-{self._page}"
         fields["elapsed"] = fields["scroll_now"] = fields["scroll_max"] = 0
 
@@ -297,7 +317,7 @@ def _uuid(rng: random.Random) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def _clock(second: int) -> dict[str, str | int]:
+def _second(second: int) -> dict[str, str | int]:
     """The fields that say what time it is, of seconds since 1970."""
     moment = datetime.fromtimestamp(second, UTC)
     return {
@@ -309,20 +329,23 @@ def _clock(second: int) -> dict[str, str | int]:
     }
 
 
-_PAGES = tuple(
-    _members(
-        {
-            "title": title,
-            "url": f"https://example.com/{number}/",
-            "search": "?ref=list" if number % 3 == 0 else "",
-            "postType": "article" if number % 2 else "page",
-            "author": "Ada Example" if number % 2 else "Björn Beispiel",
-            "postId": str(1000 + number),
-            "authorId": str(number % 5),
-        }
+_PAGES = {
+    blog: tuple(
+        _members(
+            {
+                "title": title,
+                "url": f"{blog}/{number}/",
+                "search": "?ref=list" if number % 3 == 0 else "",
+                "postType": "article" if number % 2 else "page",
+                "author": "Ada Example" if number % 2 else "Björn Beispiel",
+                "postId": str(1000 + number),
+                "authorId": str(number % 5),
+            }
+        )
+        for number, title in enumerate(_TITLES)
     )
-    for number, title in enumerate(_TITLES)
-)
+    for _, blog in _BLOGS
+}
 _CAMPAIGNS = (
     "",
     "",
