@@ -117,13 +117,9 @@ def generate(
     """
     rng = random.Random(seed)  # noqa: S311 - reproducible on purpose
     chance = rng.random
-    visitors: dict[int, _Visitor] = {}
-    crowd = max(1, min(users // 4, round(rate * _PAUSE_SECONDS)))  # sessions that are open at a time
-    visits: list[tuple[_Visitor, Iterator[str]]] = []
+    crowd = _Crowd(rng, users, round(rate * _PAUSE_SECONDS))
     now = start_ms if clock is None else clock()
     second: dict[str, str | int] = {}
-    place = 0
-    loading = False  # whether the last event was the first half of a loaded page
     while True:
         before = now
         if clock is None:
@@ -132,19 +128,7 @@ def generate(
             now = max(now, clock())
         if not second or now // 1000 != before // 1000:
             second = _second(now // 1000)
-        for _ in range(min(2, crowd - len(visits))):  # they come one by one, also at the start
-            number = int(users * chance() ** 2)
-            visitor = visitors.get(number)
-            if visitor is None:
-                visitor = visitors[number] = _Visitor(number, now, rng)
-            if not visitor.visiting:
-                visitor.visiting = True
-                visits.append((visitor, visitor.visit(rng)))
-        if not visits:
-            continue
-        if not loading:
-            place = int(chance() * len(visits))
-        visitor, steps = visits[place]
+        visitor, steps = crowd.choose(now)
         fields = visitor.fields
         fields.update(second)
         fields["now"] = now
@@ -153,28 +137,65 @@ def generate(
         fields["request"] = f"{rng.getrandbits(64):016x}"
         event_type = next(steps, None)
         if event_type is None:
-            visitor.visiting = False
-            visits[place] = visits[-1]
-            visits.pop()
+            crowd.leave()
             continue
         fields["event_type"] = event_type
-        loading = event_type == "_session.start"
+        crowd.loading = event_type == "_session.start"
 
         key: bytes | None = visitor.key
         value = _EVENT % fields
         oddity = chance()
         if oddity < broken:
-            value = (
-                value[: len(value) // 2]
-                if place % 2
-                else value.replace('"referer":', '"referer', 1)
-            )
+            half = value[: len(value) // 2]
+            value = half if chance() < 0.5 else value.replace('"referer":', '"referer', 1)
         elif oddity < broken + missing_ids:
             key = None
             value = _EVENT % {**fields, "endpoint_id": "", "user": ""}
         elif oddity < broken + missing_ids + oversized:
             value = _EVENT % {**fields, "custom": ',"content":"' + "lorem " * 6667 + '"'}
         yield Event(key, value.encode(), now)
+
+
+class _Crowd:
+    """The sessions that are open side by side.
+
+    Attributes:
+        loading: whether the next event is of the same session as the last: both come from loading one page.
+    """
+
+    def __init__(self, rng: random.Random, users: int, size: int) -> None:
+        self.loading = False
+        self._rng = rng
+        self._users = users
+        self._size = max(1, min(users // 4, size))
+        self._visitors: dict[int, _Visitor] = {}
+        self._visits: list[tuple[_Visitor, Iterator[str]]] = []
+        self._chosen = 0
+
+    def choose(self, now: int) -> tuple[_Visitor, Iterator[str]]:
+        """Choose the session of the next event, after letting in who comes."""
+        for _ in range(min(2, self._size - len(self._visits))):  # one by one, also at the start
+            self._come(now)
+        while not self._visits:
+            self._come(now)
+        if not self.loading:
+            self._chosen = int(self._rng.random() * len(self._visits))
+        return self._visits[self._chosen]
+
+    def leave(self) -> None:
+        """End the session that was chosen."""
+        self._visits[self._chosen][0].visiting = False
+        self._visits[self._chosen] = self._visits[-1]
+        self._visits.pop()
+
+    def _come(self, now: int) -> None:
+        number = int(self._users * self._rng.random() ** 2)
+        visitor = self._visitors.get(number)
+        if visitor is None:
+            visitor = self._visitors[number] = _Visitor(number, now, self._rng)
+        if not visitor.visiting:
+            visitor.visiting = True
+            self._visits.append((visitor, visitor.visit(self._rng)))
 
 
 class _Visitor:

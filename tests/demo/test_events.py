@@ -88,9 +88,7 @@ def test_an_event_says_when_it_was() -> None:
 
 
 def test_a_clock_gives_the_time() -> None:
-    """With one, each event has its time when it is made, however many there are in a millisecond; never an earlier
-    one; and no two are equal all the same.
-    """
+    """However many events it gives one millisecond; never an earlier one; and no two events are equal all the same."""
     times = iter([5_000, 5_000, *[5_001] * 500, 4_000, *[6_000] * 600])
     events = take(1_000, rate=5_000, clock=lambda: next(times))
     stamps = [event.timestamp_ms for event in events]
@@ -100,9 +98,7 @@ def test_a_clock_gives_the_time() -> None:
 
 
 def test_people_read() -> None:
-    """Some seconds pass between two events of one session, however many events a second there are; what loading the
-    first page makes comes together.
-    """
+    """Seconds pass between two events of one session, at any rate; what loading the first page makes comes at once."""
     for rate in (20.0, 400.0):
         sessions: dict[str, list[tuple[int, str]]] = {}
         for event in decoded(take(20_000, users=20_000, rate=rate)):
