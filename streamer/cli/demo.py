@@ -54,6 +54,8 @@ _WINDOW_SECONDS = 5.0
 _STALL_SECONDS = 60.0
 """Nothing was settled for so long: it won't be."""
 _GOODBYE_SECONDS = 5.0
+_HELD_SECONDS = 2.0
+"""The producer is let go by each commit, and soon held again: that is one story."""
 
 
 def demo(
@@ -226,6 +228,7 @@ class _Demo:
         self._looks: deque[_Look] = deque()
         self._stop = asyncio.Event()
         self._started: float | None = None
+        self._held_at = float("-inf")
         self._leaves = ""
 
     async def run(self) -> _Result:
@@ -311,12 +314,14 @@ class _Demo:
             for task in (watching, reading):
                 task.cancel()
             stats = await self._look(pipeline, producer, segment, letters)
+            self._figures.produced = producer.produced
         view.close()
         account = pipeline.account
         wrong = compare(
             account,
             stats,
             produced=producer.produced,
+            committed=sum(pipeline.readings().committed.values()),
             letters=letters.counts.total(),
             finished=finished and not stalled and not self._stop.is_set(),
         )
@@ -428,8 +433,11 @@ class _Demo:
         lateness = look.lateness.since(earlier.lateness)
         figures.elapsed_seconds = self._elapsed()
         figures.progress = self._progress(producer)
-        figures.produced = producer.produced
-        figures.held = producer.held
+        # What it says comes a moment after what was read of it.
+        figures.produced = max(producer.produced, account.consumed.total() - account.released)
+        if producer.held:
+            self._held_at = look.at
+        figures.held = look.at < self._held_at + _HELD_SECONDS
         figures.account = account
         figures.events_per_second = (look.settled - earlier.settled) / seconds
         figures.requests_per_second = requests / seconds
@@ -476,7 +484,7 @@ class _Demo:
         console.print()
         print_account(console, result.figures, stats["requests"]["answers"])
         late = ", ".join(f"p{n} {lateness.percentile(n) or 0:.2f} s" for n in (50, 95, 99))
-        console.print(f"lateness {late} (from Kafka's timestamp to acceptance)", soft_wrap=True)
+        console.print(f"lateness {late}, Kafka's timestamp to acceptance", soft_wrap=True)
         for sentence in result.wrong:
             console.print(sentence, style="red", markup=False, soft_wrap=True)
         verdict = "the account balances" if not result.wrong else "the account does not balance"
@@ -491,6 +499,7 @@ def compare(
     stats: Mapping[str, Any],
     *,
     produced: int,
+    committed: int,
     letters: int,
     finished: bool,
 ) -> list[str]:
@@ -500,6 +509,7 @@ def compare(
         account: streamer's own, after it has stopped.
         stats: mock Segment's.
         produced: records that Kafka has acknowledged.
+        committed: records before the committed offsets.
         letters: dead letters that were read from Kafka.
         finished: whether everything was to be settled. Else records may be unread or released, and of the calls that
             were released mock Segment may have accepted some, whose answers came too late.
@@ -513,6 +523,8 @@ def compare(
     settled = _settled(account)
     if settled > produced or (finished and settled < produced):
         wrong.append(f"{produced} records were produced, {settled} settled")
+    if committed > settled:
+        wrong.append(f"{committed} records are committed, and only {settled} settled")
     if letters < account.dead_lettered.total():
         wrong.append(
             f"{account.dead_lettered.total()} dead letters counted, {letters} found in Kafka"

@@ -34,6 +34,8 @@ _STYLES = {
 }
 _BARS = "▁▂▃▄▅▆▇█"
 _HISTORY = 300
+_LONGEST_STATE = 40
+_WIDEST = 120
 _FIXED_LINES = 20
 """Lines of the live view besides the dead letters."""
 
@@ -62,8 +64,6 @@ class Figures:
         retry_seconds: until it is asked again.
         plays: what mock Segment does, and what it does next.
         letters: the last dead letters.
-        dead_letters: how many stand in Kafka.
-        memory_bytes: that the process has, 0 if unknown.
     """
 
     phase: str = "starting"
@@ -87,8 +87,6 @@ class Figures:
     retry_seconds: float = 0.0
     plays: str = ""
     letters: Sequence[Letter] = ()
-    dead_letters: int = 0
-    memory_bytes: int = 0
 
     @property
     def saved(self) -> float | None:
@@ -162,7 +160,10 @@ class Lines:
         line = "".join(
             f"{cell:>{width}}" for cell, (_, width) in zip(cells, self._COLUMNS, strict=True)
         )
-        self._print(f"{line}  {figures.segment}")
+        segment = figures.segment
+        if len(segment) > _LONGEST_STATE:
+            segment = segment[: _LONGEST_STATE - 1] + "…"
+        self._print(f"{line}  {segment}")
 
     def say(self, sentence: str) -> None:
         """See `View.say`."""
@@ -216,7 +217,7 @@ class _Picture:
                 break
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width, height = options.max_width, console.size.height
+        width, height = min(options.max_width, _WIDEST), console.size.height
         figures = self._figures
         head = Table.grid(expand=True)
         head.add_column(no_wrap=True)
@@ -232,18 +233,22 @@ class _Picture:
             Panel(self._records(), title="Records", title_align="left", border_style="dim"),
             Panel(self._calls(), title="Calls", title_align="left", border_style="dim"),
         )
-        room = min(max(height - _FIXED_LINES - 1, 1), 10)
-        yield Group(
+        room = min(
+            max(height - _FIXED_LINES - 1, 1), 10
+        )  # a line less than there are: of the shell's
+        picture = Group(
             head,
             Panel(self._flow(width), border_style="dim"),
             accounts,
             Panel(
                 self._letters(room),
-                title="Last dead letters",
+                title="Last dead letters: reason, partition/offset, detail",
                 title_align="left",
                 border_style="dim",
             ),
+            "",  # where a terminal writes ^C, without harm to the picture
         )
+        yield from console.render(picture, options.update(width=width))
 
     def _flow(self, width: int) -> RenderableType:
         figures = self._figures
@@ -318,18 +323,19 @@ class _Picture:
                 account.calls_delivered[kind],
                 figures.accepted.get(kind, 0),
             )
-            table.add_row(kind, *(f"{number:,}" for number in row))
+            table.add_row(kind, *(_short(number) for number in row))
         return table
 
     def _letters(self, room: int) -> RenderableType:
         table = Table.grid(padding=(0, 2), expand=True)
-        table.add_column(style="yellow", no_wrap=True, width=15)
+        table.add_column(style="yellow", no_wrap=True, width=14)
+        table.add_column(style="dim", no_wrap=True, min_width=6)
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         letters = list(self._figures.letters)[-room:]
         for letter in reversed(letters):
-            table.add_row(letter.reason, letter.detail)
+            table.add_row(letter.reason, letter.place, letter.detail)
         for _ in range(room - len(letters)):
-            table.add_row("", "")
+            table.add_row("", "", "")
         return table
 
 
@@ -402,6 +408,11 @@ def _seconds(value: float | None) -> str:
 
 def _whole(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
+
+
+def _short(number: int) -> str:
+    """Write a count so that five of them fit beside each other in 80 columns."""
+    return f"{number:,}" if number < 1_000_000 else f"{number / 1000:,.0f}k"
 
 
 def _percent(share: float | None) -> str:
