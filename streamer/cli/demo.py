@@ -80,7 +80,7 @@ def demo(
         typer.Option(
             metavar="HOST:PORT",
             help="Use this broker (without TLS and password) instead of the embedded one. Topics and group are new, "
-            "and the topics are removed at the end.",
+            "and are removed at the end.",
         ),
     ] = None,
     faults: Annotated[
@@ -251,9 +251,8 @@ class _Demo:
             raise found from None
 
     def _on_signal(self, number: int) -> None:
-        if (
-            self._stop.is_set()
-        ):  # a second one means now; the processes that were started end with this one
+        if self._stop.is_set():
+            # A second one means now. The processes that were started end with this one.
             self._view.close()
             if self._leaves:
                 self._console.print(self._leaves, soft_wrap=True)
@@ -262,20 +261,11 @@ class _Demo:
 
     async def _run(self, stack: AsyncExitStack) -> _Result:
         wanted, view = self._wanted, self._view
-        view.say(
-            "starting mock Segment, the pipeline and "
-            + ("an embedded Kafka broker" if wanted.kafka is None else "a producer")
-        )
+        broker = "an embedded Kafka broker" if wanted.kafka is None else "topics"
+        view.say(f"Starting {broker}, mock Segment and the pipeline: some five seconds")
         topic = f"streamer-demo-{uuid.uuid4().hex[:8]}" if wanted.kafka else "analytics-events"
         topics = [topic, f"{topic}.dead-letter"]
-        if wanted.kafka is None:
-            bootstrap = (await stack.enter_async_context(EmbeddedBroker())).bootstrap
-            await let_make(bootstrap, topics)
-        else:
-            bootstrap = wanted.kafka
-            await make(bootstrap, topics)
-            self._leaves = f"left at {bootstrap}: the topics {' and '.join(topics)}"
-            stack.push_async_callback(self._remove, bootstrap, topics)
+        bootstrap = await self._kafka(stack, topics)
         segment = await stack.enter_async_context(SegmentProcess())
         pipeline = Pipeline(_config(wanted.interval, bootstrap, topic, segment.url))
         letters = Letters(bootstrap, topics[1])
@@ -334,6 +324,22 @@ class _Demo:
         self._print(result, stats)
         return result
 
+    async def _kafka(self, stack: AsyncExitStack, topics: list[str]) -> str:
+        """Start the embedded broker, or go to the one that was given; make the topics.
+
+        Returns:
+            Its `host:port`.
+        """
+        given = self._wanted.kafka
+        if given is None:
+            broker = await stack.enter_async_context(EmbeddedBroker())
+            await let_make(broker.bootstrap, topics)
+            return broker.bootstrap
+        await make(given, topics)
+        self._leaves = f"left at {given}: the topics {' and '.join(topics)}, the group {topics[0]}"
+        stack.push_async_callback(self._remove, given, topics, topics[0])
+        return given
+
     async def _until_ready(self, pipeline: Pipeline) -> None:
         """Wait until the group has given its partitions out."""
         while (reasons := pipeline.not_ready()) and not self._stop.is_set():
@@ -390,9 +396,9 @@ class _Demo:
             await asyncio.sleep(0.05)
         return True
 
-    async def _remove(self, bootstrap: str, topics: list[str]) -> None:
+    async def _remove(self, bootstrap: str, topics: list[str], group: str) -> None:
         try:
-            await remove(bootstrap, topics)
+            await remove(bootstrap, topics, group)
         except StartError as error:
             self._console.print(f"{self._leaves} ({error})", soft_wrap=True)
 
@@ -483,8 +489,9 @@ class _Demo:
         console, lateness = self._console, result.lateness
         console.print()
         print_account(console, result.figures, stats["requests"]["answers"])
-        late = ", ".join(f"p{n} {lateness.percentile(n) or 0:.2f} s" for n in (50, 95, 99))
-        console.print(f"lateness {late}, Kafka's timestamp to acceptance", soft_wrap=True)
+        if lateness.total:
+            late = ", ".join(f"p{n} {lateness.percentile(n):.2f} s" for n in (50, 95, 99))
+            console.print(f"lateness {late}, Kafka's timestamp to acceptance", soft_wrap=True)
         for sentence in result.wrong:
             console.print(sentence, style="red", markup=False, soft_wrap=True)
         verdict = "the account balances" if not result.wrong else "the account does not balance"

@@ -1,4 +1,4 @@
-"""The topics of one run: made before it, read and removed after it."""
+"""The topics of one run: made before it, read meanwhile, and removed after it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupIdNotFound,
+    GroupLoadInProgressError,
+    KafkaError,
+    NotCoordinatorForGroupError,
+    for_code,
+)
+from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from streamer.bootstrap import failure
 from streamer.errors import StartError
@@ -20,6 +28,13 @@ if TYPE_CHECKING:
 
 _PARTITIONS = 4
 _ANSWER_SECONDS = 10.0
+_AGAIN_SECONDS = 0.2
+_COMES_SOON = {
+    GroupCoordinatorNotAvailableError.errno,
+    GroupLoadInProgressError.errno,
+    NotCoordinatorForGroupError.errno,
+}
+"""A cluster that has no group yet makes the topic of their offsets when it is first asked."""
 _READ_MS = 500
 _KEPT = 20
 
@@ -52,17 +67,41 @@ async def make(bootstrap: str, topics: Iterable[str]) -> None:
                 raise StartError(f"{bootstrap} doesn't make the topic {topic}: {for_code(code)()}")
 
 
-async def remove(bootstrap: str, topics: Iterable[str]) -> None:
-    """Remove topics.
+async def remove(bootstrap: str, topics: Iterable[str], group: str) -> None:
+    """Remove topics, and a consumer group that has no members any more.
 
     Raises:
         StartError: Kafka can't be reached, or refuses.
     """
+    client = AIOKafkaClient(bootstrap_servers=bootstrap)
     async with _admin(bootstrap) as admin:
         answer = await admin.delete_topics(list(topics))
         for topic, code in answer.topic_error_codes:
             if code:
                 raise StartError(f"the topic {topic} can't be removed: {for_code(code)()}")
+        try:
+            await client.bootstrap()
+            while code := await _remove_group(admin, client, group):
+                if code not in _COMES_SOON:
+                    raise StartError(f"the group {group} can't be removed: {for_code(code)()}")
+                await asyncio.sleep(_AGAIN_SECONDS)
+        finally:
+            await client.close()
+
+
+async def _remove_group(admin: Any, client: Any, group: str) -> int:  # noqa: ANN401 - aiokafka has no types
+    """Ask once; aiokafka's admin can't, but its client speaks the protocol.
+
+    Returns:
+        Kafka's error code, 0 if the group is gone.
+    """
+    try:
+        coordinator = await admin.find_coordinator(group)
+    except GroupCoordinatorNotAvailableError as error:
+        return int(error.errno)
+    answer = await client.send(coordinator, DeleteGroupsRequest([group]))
+    ((_, code),) = answer.results
+    return 0 if code == GroupIdNotFound.errno else int(code)  # nobody had joined it yet
 
 
 @asynccontextmanager

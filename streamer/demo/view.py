@@ -144,7 +144,7 @@ class Lines:
             self._headed = True
             self._print("".join(f"{name:>{width}}" for name, width in self._COLUMNS) + "  Segment")
         cells = (
-            f"{figures.elapsed_seconds:.0f}",
+            f"{int(figures.elapsed_seconds)}",
             f"{figures.produced}",
             f"{figures.account.delivered}",
             f"{figures.account.dead_lettered.total()}",
@@ -385,7 +385,8 @@ def print_account(console: Console, figures: Figures, answers: Mapping[str, int]
     console.print("Calls (delivered: streamer's count; accepted: mock Segment's)")
     console.print(calls)
     said = ", ".join(f"{answer}: {n:,}" for answer, n in sorted(answers.items()))
-    console.print(f"{figures.requests:,} requests ({said})", soft_wrap=True)
+    answered = f" ({said})" if said else ""
+    console.print(f"{figures.requests:,} requests{answered}", soft_wrap=True)
     if figures.duplicates:
         console.print(
             f"{figures.duplicates:,} calls came again, and were dropped by their messageId"

@@ -291,21 +291,23 @@ def _refuses(host: str, port: int) -> bool:
 
 @pytest.mark.e2e
 def test_a_broker_of_ones_own_is_left_as_it_was(kafka: Kafka) -> None:
-    before = _topics(kafka)
+    before = _left(kafka)
     done = demo("--json", "--kafka", kafka.bootstrap, "--events", "1500", "--interval", "200ms")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert_balances(result)
     assert result["consumed"] == 1_500
     deadline = time.monotonic() + 20
-    while _topics(kafka) != before and time.monotonic() < deadline:
+    while _left(kafka) != before and time.monotonic() < deadline:
         time.sleep(0.1)  # Kafka removes topics after it has said so
-    assert _topics(kafka) == before
+    assert _left(kafka) == before
 
 
-def _topics(kafka: Kafka) -> set[str]:
-    found = kafka._admin.list_topics(timeout=20).topics
-    return {topic for topic in found if not topic.startswith("__")}
+def _left(kafka: Kafka) -> tuple[set[str], set[str]]:
+    """The topics and the groups of a cluster, Kafka's own aside."""
+    topics = kafka._admin.list_topics(timeout=20).topics
+    groups = kafka._admin.list_consumer_groups().result().valid
+    return {topic for topic in topics if topic[:2] != "__"}, {found.group_id for found in groups}
 
 
 @pytest.mark.parametrize(

@@ -50,10 +50,13 @@ def test_topics_are_made_and_removed(kafka: Kafka) -> None:
         await make(kafka.bootstrap, [name])
         with pytest.raises(StartError, match=rf"{name}: .*AlreadyExists"):
             await make(kafka.bootstrap, [name])
-        assert len(await kafka.end_offsets(name)) == 4
-        await remove(kafka.bootstrap, [name])
+        async with asyncio.timeout(20):  # Kafka tells it a moment later
+            while name not in kafka._admin.list_topics(timeout=20).topics:
+                await asyncio.sleep(0.05)
+        assert len(kafka._admin.list_topics(timeout=20).topics[name].partitions) == 4
+        await remove(kafka.bootstrap, [name], name)
         with pytest.raises(StartError, match=f"{name} can't be removed: .*Unknown"):
-            await remove(kafka.bootstrap, [name])
+            await remove(kafka.bootstrap, [name], name)
 
     asyncio.run(main())
 
