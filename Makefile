@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 INSTALLED := $(VENV)/.installed
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ARGS ?=
 
 .PHONY: help demo bench test test-quick coverage lint format kafka constraints clean
@@ -20,8 +22,8 @@ help:
 	@echo "make constraints write constraints.txt anew, with the newest versions that pyproject.toml allows"
 	@echo "make clean       remove the environment and what tools left behind"
 
-demo: $(INSTALLED)
-	$(BIN)/streamer demo $(ARGS)
+demo: $(RUNS)
+	@$(BIN)/streamer demo $(ARGS)
 
 bench: $(INSTALLED)
 	PYTHONPATH=tests $(BIN)/python benchmarks/end_to_end.py $(ARGS)
@@ -48,8 +50,9 @@ format: $(INSTALLED)
 kafka: $(INSTALLED)
 	@PYTHONPATH=tests $(BIN)/python -m kafka_broker $(ARGS)
 
-# The environment is made once, and again when a requirement or a version changes.
-$(INSTALLED): pyproject.toml constraints.txt
+# The environment is made once, and again when a requirement or a version changes: first what the demo needs, so that it
+# runs soon, then the rest.
+$(RUNS): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "streamer needs Python 3.11 or newer, and there is no $(PYTHON). Name another: make PYTHON=python3.12" >&2; \
 		exit 1; }
@@ -58,9 +61,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 			"Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) has no venv module. Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[dev]'
+	@echo "Installing into $(VENV): once, about half a minute"
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) pip
+	@$(INSTALL) --build-constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+$(INSTALLED): $(RUNS)
+	@echo "Installing what tests and lint need: once, about half a minute"
+	@$(INSTALL) --build-constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 constraints:

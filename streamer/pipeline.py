@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from streamer.core.account import Ledger
     from streamer.core.batch import Batch
     from streamer.core.budget import Share
+    from streamer.core.destination import Destination
     from streamer.core.model import Partition
     from streamer.dead_letter import Sink
 
@@ -157,7 +158,7 @@ class Pipeline:
         self._connection = connection = config.kafka.connection()
         self._metrics = Metrics(
             self.registry,
-            self._readings,
+            self.readings,
             interval_seconds=config.flush.interval,
             max_calls=config.flush.max_calls,
             max_bytes=config.flush.max_bytes,
@@ -246,6 +247,28 @@ class Pipeline:
         if self._stop_at is not None:
             reasons.append("stopping")
         return reasons
+
+    def readings(self) -> Readings:
+        """Read what a scrape of the metrics shows, all at one time."""
+        generation, delivery = self._generation, self._delivery
+        return Readings(
+            account=self.account,
+            memory_limit=self._budget.limit,
+            memory_used=self._budget.used,
+            lag=self._source.lag(),
+            committed=self._source.committed,
+            assigned=len(self._source.assignment or ()),
+            requests=delivery.in_flight,
+            concurrency=delivery.concurrency,
+            destinations=states(delivery.destinations.values()),
+            open_profiles=generation.lane.open_profiles if generation else 0,
+            oldest_pending_ms=generation.offsets.oldest_timestamp() if generation else None,
+        )
+
+    @property
+    def destinations(self) -> list[Destination]:
+        """Every destination with its state, and why it is held."""
+        return list(self._delivery.destinations.values())
 
     # --- records in: what the source asks -------------------------------------------------------
 
@@ -480,22 +503,6 @@ class Pipeline:
         if not done:
             log.warning("not everything could be committed in time; it is read again")
             source.cancel()
-
-    def _readings(self) -> Readings:
-        generation, delivery = self._generation, self._delivery
-        return Readings(
-            account=self.account,
-            memory_limit=self._budget.limit,
-            memory_used=self._budget.used,
-            lag=self._source.lag(),
-            committed=self._source.committed,
-            assigned=len(self._source.assignment or ()),
-            requests=delivery.in_flight,
-            concurrency=delivery.concurrency,
-            destinations=states(delivery.destinations.values()),
-            open_profiles=generation.lane.open_profiles if generation else 0,
-            oldest_pending_ms=generation.offsets.oldest_timestamp() if generation else None,
-        )
 
 
 def _note_made(ledger: Ledger, made: dict[str, int]) -> None:

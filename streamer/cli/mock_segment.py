@@ -1,7 +1,11 @@
 """`streamer mock-segment`: Segment as a process of its own."""
 
 import asyncio
+import os
 import signal
+import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +51,13 @@ def mock_segment(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the faults' probabilities and jitter.")] = 0,
+    until_eof: Annotated[
+        bool,
+        typer.Option(
+            "--until-eof",
+            help="Stop when standard input ends, too: for a program that starts this and must not leave it behind.",
+        ),
+    ] = False,
 ) -> None:
     """Play Segment on loopback, for development: its limits, silent discards, deduplication and bad days."""
     try:
@@ -66,7 +77,7 @@ def mock_segment(
     except ValueError as error:
         raise ConfigError(f"--requests-per-second: {error}.") from error
     try:
-        asyncio.run(_serve(segment))
+        asyncio.run(_serve(segment, until_eof))
     except OSError as error:
         reason = error.strerror or error
         if journal is not None and error.filename is not None:
@@ -77,9 +88,18 @@ def mock_segment(
     _show(segment.stats)
 
 
-async def _serve(segment: MockSegment) -> None:
+async def _serve(segment: MockSegment, until_eof: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def wait_for_eof() -> None:
+        while os.read(sys.stdin.fileno(), 65_536):
+            pass
+        with suppress(RuntimeError):  # it has stopped for another reason
+            loop.call_soon_threadsafe(stop.set)
+
+    if until_eof:
+        threading.Thread(target=wait_for_eof, daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with segment:

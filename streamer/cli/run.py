@@ -64,11 +64,7 @@ async def forward(settings: Config) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    # What was imported lives as long as the process, and calls are many objects that live for a second: looking through
-    # them as often as Python does by default costs a tenth of the CPU.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
+    collect_seldom()
     await pipeline.run(stop)
     account = pipeline.account
     log.info(
@@ -78,3 +74,14 @@ async def forward(settings: Config) -> None:
         dead_lettered=account.dead_lettered.total(),
         released=account.released,
     )
+
+
+def collect_seldom() -> None:
+    """Let Python's garbage collector look seldom.
+
+    What was imported lives as long as the process, and calls are many objects that live for a second: looking through
+    them as often as Python does by default costs a tenth of the CPU.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)

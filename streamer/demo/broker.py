@@ -2,26 +2,25 @@
 
 For the demo and quick tests, not for data: it keeps about 5 MB a partition and forgets the rest, has 4 partitions a
 topic, and nothing survives its process. That process (`python -m streamer.demo.broker`) prints its address, and ends
-when its standard input does: it can't outlive who started it, however that one ends.
+when its standard input does.
 """
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
+from streamer.demo.child import Child
 from streamer.errors import StartError
 
-if TYPE_CHECKING:
-    from types import TracebackType
+MOST_AHEAD_BYTES = 2_000_000
+"""So far may a producer be ahead of what is committed, in each partition: well within what the broker keeps."""
 
 _START_SECONDS = 20.0
-_STOP_SECONDS = 5.0
 _NOT_INSTALLED = 3  # the child's exit status
 
 
-class EmbeddedBroker:
+class EmbeddedBroker(Child):
     """Starts a broker on loopback when it is entered and stops it when it is left.
 
     Attributes:
@@ -31,7 +30,7 @@ class EmbeddedBroker:
     bootstrap: str
 
     def __init__(self) -> None:
-        self._process: asyncio.subprocess.Process | None = None
+        super().__init__("the embedded broker", "-m", "streamer.demo.broker", quiet=True)
 
     async def __aenter__(self) -> Self:
         """Start it.
@@ -39,56 +38,15 @@ class EmbeddedBroker:
         Raises:
             StartError: confluent-kafka isn't installed, or the broker didn't come up.
         """
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "streamer.demo.broker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,  # librdkafka's own chatter
-            start_new_session=True,  # Ctrl-C is for the parent, which stops it when it is done with it
-        )
-        try:
-            line = await asyncio.wait_for(self._process.stdout.readline(), _START_SECONDS)  # type: ignore[union-attr]  # it is a pipe
-        except BaseException as error:
-            await self._stop()
-            if isinstance(error, TimeoutError):
-                raise StartError(
-                    f"the embedded broker didn't start within {_START_SECONDS:g} s"
-                ) from None
-            raise
-        if not line:
-            status = await self._stop()
+        self.bootstrap = await self.start()
+        if not self.bootstrap:
+            status = await self.stop()
             if status == _NOT_INSTALLED:
                 raise StartError(
                     'the embedded broker needs confluent-kafka: pip install "altis-streamer[demo]"'
                 )
             raise StartError(f"the embedded broker ended at its start, with status {status}")
-        self.bootstrap = line.decode().strip()
         return self
-
-    async def __aexit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stop it, and wait until it is gone."""
-        await self._stop()
-
-    async def _stop(self) -> int | None:
-        process = self._process
-        if process is None:
-            return None
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-        self._process = None
-        return process.returncode
 
 
 def _serve() -> int:

@@ -1,7 +1,7 @@
 """Made-up events in the shape in which Altis Analytics records them (one Amazon Pinpoint event, one JSON object).
 
 Visitors come back, sessions overlap, page views add up, and the same seed gives the same events, byte for byte. No two
-events are equal, since time moves on by a millisecond at least. Values are filled into a template: a run of
+events are equal, since each has a RequestId of its own. Values are filled into a template: a run of
 100,000 events shouldn't measure its generator.
 """
 
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 START_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
+_PAUSE_SECONDS = 4.0  # between two events of one session, on average
 
 _EVENT = (
     '{"event_type":"%(event_type)s","event_timestamp":%(now)d,"arrival_timestamp":%(arrival)d,'
@@ -77,10 +78,12 @@ class Event(NamedTuple):
     Attributes:
         key: the visitor's `endpoint.Id`, so that a partition has all of one visitor; None for an event without ids.
         value: the event as JSON, about 2 KB; or what should have been one.
+        timestamp_ms: its `event_timestamp`, of what is broken too: the timestamp to give the record in Kafka.
     """
 
     key: bytes | None
     value: bytes
+    timestamp_ms: int
 
 
 def generate(
@@ -91,8 +94,12 @@ def generate(
     oversized: float = 0.0,
     start_ms: int = START_MS,
     rate: float = 100.0,
+    clock: Callable[[], int] | None = None,
 ) -> Iterator[Event]:
     """Make events without end.
+
+    People read: some four seconds pass between two events of one session, so the more events a second there are, the
+    more sessions are open side by side, up to a quarter of the users. What one loading of a page makes comes together.
 
     Args:
         seed: equal seeds (and equal other arguments) give equal events.
@@ -101,67 +108,100 @@ def generate(
         missing_ids: the share of events with neither `endpoint.Id` nor `endpoint.User.UserId`.
         oversized: the share of events with a text of 40,000 bytes, more than Segment takes in one call.
         start_ms: the time of the first event, in milliseconds since 1970.
-        rate: events a second by their own timestamps, at most 1000.
+        rate: events a second by their own timestamps, at most 1000 unless there is a clock.
+        clock: gives the time of each event when it is made, in milliseconds since 1970, for events that are produced
+            at once; `start_ms` then counts for nothing, and time may stand still between two events.
 
     Yields:
         Events in the order of `event_timestamp`, which rises with each.
     """
     rng = random.Random(seed)  # noqa: S311 - reproducible on purpose
     chance = rng.random
-    visitors: dict[int, _Visitor] = {}
-    crowd = max(1, min(users // 4, 200))  # how many sessions are open at a time
-    visits: list[tuple[_Visitor, Iterator[str]]] = []
-    now = start_ms
-    clock: dict[str, str | int] = {}
+    crowd = _Crowd(rng, users, round(rate * _PAUSE_SECONDS))
+    now = start_ms if clock is None else clock()
+    second: dict[str, str | int] = {}
     while True:
-        before, now = now, now + max(1, round(rng.expovariate(rate) * 1000))
-        if not clock or now // 1000 != before // 1000:
-            clock = _clock(now // 1000)
-        while len(visits) < crowd:
-            number = int(users * chance() ** 2)
-            visitor = visitors.get(number)
-            if visitor is None:
-                visitor = visitors[number] = _Visitor(number, now, rng)
-            if not visitor.visiting:
-                visitor.visiting = True
-                visits.append((visitor, visitor.visit(rng)))
-        place = int(chance() * crowd)
-        visitor, steps = visits[place]
+        before = now
+        if clock is None:
+            now += max(1, round(rng.expovariate(rate) * 1000))
+        else:
+            now = max(now, clock())
+        if not second or now // 1000 != before // 1000:
+            second = _second(now // 1000)
+        visitor, steps = crowd.choose(now)
         fields = visitor.fields
-        fields.update(clock)
+        fields.update(second)
         fields["now"] = now
         fields["thousandth"] = now % 1000
         fields["arrival"] = now + 40 + int(chance() * 1500)
         fields["request"] = f"{rng.getrandbits(64):016x}"
         event_type = next(steps, None)
         if event_type is None:
-            visitor.visiting = False
-            visits[place] = visits[-1]
-            visits.pop()
+            crowd.leave()
             continue
         fields["event_type"] = event_type
+        crowd.loading = event_type == "_session.start"
 
         key: bytes | None = visitor.key
         value = _EVENT % fields
         oddity = chance()
         if oddity < broken:
-            value = (
-                value[: len(value) // 2]
-                if place % 2
-                else value.replace('"referer":', '"referer', 1)
-            )
+            half = value[: len(value) // 2]
+            value = half if chance() < 0.5 else value.replace('"referer":', '"referer', 1)
         elif oddity < broken + missing_ids:
             key = None
             value = _EVENT % {**fields, "endpoint_id": "", "user": ""}
         elif oddity < broken + missing_ids + oversized:
             value = _EVENT % {**fields, "custom": ',"content":"' + "lorem " * 6667 + '"'}
-        yield Event(key, value.encode())
+        yield Event(key, value.encode(), now)
+
+
+class _Crowd:
+    """The sessions that are open side by side.
+
+    Attributes:
+        loading: whether the next event is of the same session as the last: both come from loading one page.
+    """
+
+    def __init__(self, rng: random.Random, users: int, size: int) -> None:
+        self.loading = False
+        self._rng = rng
+        self._users = users
+        self._size = max(1, min(users // 4, size))
+        self._visitors: dict[int, _Visitor] = {}
+        self._visits: list[tuple[_Visitor, Iterator[str]]] = []
+        self._chosen = 0
+
+    def choose(self, now: int) -> tuple[_Visitor, Iterator[str]]:
+        """Choose the session of the next event, after letting in who comes."""
+        for _ in range(min(2, self._size - len(self._visits))):  # one by one, also at the start
+            self._come(now)
+        while not self._visits:
+            self._come(now)
+        if not self.loading:
+            self._chosen = int(self._rng.random() * len(self._visits))
+        return self._visits[self._chosen]
+
+    def leave(self) -> None:
+        """End the session that was chosen."""
+        self._visits[self._chosen][0].visiting = False
+        self._visits[self._chosen] = self._visits[-1]
+        self._visits.pop()
+
+    def _come(self, now: int) -> None:
+        number = int(self._users * self._rng.random() ** 2)
+        visitor = self._visitors.get(number)
+        if visitor is None:
+            visitor = self._visitors[number] = _Visitor(number, now, self._rng)
+        if not visitor.visiting:
+            visitor.visiting = True
+            self._visits.append((visitor, visitor.visit(self._rng)))
 
 
 class _Visitor:
     """One browser: what stays the same of its events, what its sessions change, and the sessions themselves."""
 
-    __slots__ = ("_country", "_level", "_page", "_user_id", "fields", "key", "visiting")
+    __slots__ = ("_country", "_level", "_page", "_pages", "_user_id", "fields", "key", "visiting")
 
     def __init__(self, number: int, now: int, rng: random.Random) -> None:
         engine, browser, version, platform, platform_version, make, model, kind = rng.choice(
@@ -169,6 +209,7 @@ class _Visitor:
         )
         self._country, city, locale = rng.choice(_PLACES)
         blog_id, blog = rng.choice(_BLOGS)
+        self._pages = _PAGES[blog]
         identity = _uuid(rng)
         self.key = identity.encode()
         # A third is known by name. Nobody has two browsers: their records might go to two partitions, and then the
@@ -221,7 +262,7 @@ class _Visitor:
             "logged_in": "true" if self._user_id else "false",
             "user": self._user(),
             "cohort": number % 100,
-            "created": f"{_clock(created)['second']}.{created_thousandth:03}Z",
+            "created": f"{_second(created)['second']}.{created_thousandth:03}Z",
             "sessions": 0,
             "page_views": 0,
         }
@@ -265,7 +306,7 @@ class _Visitor:
     def _open_page(self, rng: random.Random) -> None:
         self._page += 1
         fields = self.fields
-        fields["page"] = rng.choice(_PAGES)
+        fields["page"] = rng.choice(self._pages)
         fields["page_session"] = f"{fields['session']}-{self._page}"
         fields["elapsed"] = fields["scroll_now"] = fields["scroll_max"] = 0
 
@@ -297,7 +338,7 @@ def _uuid(rng: random.Random) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def _clock(second: int) -> dict[str, str | int]:
+def _second(second: int) -> dict[str, str | int]:
     """The fields that say what time it is, of seconds since 1970."""
     moment = datetime.fromtimestamp(second, UTC)
     return {
@@ -309,20 +350,23 @@ def _clock(second: int) -> dict[str, str | int]:
     }
 
 
-_PAGES = tuple(
-    _members(
-        {
-            "title": title,
-            "url": f"https://example.com/{number}/",
-            "search": "?ref=list" if number % 3 == 0 else "",
-            "postType": "article" if number % 2 else "page",
-            "author": "Ada Example" if number % 2 else "Björn Beispiel",
-            "postId": str(1000 + number),
-            "authorId": str(number % 5),
-        }
+_PAGES = {
+    blog: tuple(
+        _members(
+            {
+                "title": title,
+                "url": f"{blog}/{number}/",
+                "search": "?ref=list" if number % 3 == 0 else "",
+                "postType": "article" if number % 2 else "page",
+                "author": "Ada Example" if number % 2 else "Björn Beispiel",
+                "postId": str(1000 + number),
+                "authorId": str(number % 5),
+            }
+        )
+        for number, title in enumerate(_TITLES)
     )
-    for number, title in enumerate(_TITLES)
-)
+    for _, blog in _BLOGS
+}
 _CAMPAIGNS = (
     "",
     "",

@@ -6,6 +6,7 @@ It imports nothing of the rest of streamer: a judge must not share code with the
     rules.py       which calls Segment throws away after a 200
     judge.py       takes a request: discards, duplicates, profiles
     journal.py     a line for every call
+    lateness.py    how old the calls were
     stats.py       the counts
     faults.py      the ways to misbehave
     rate_limit.py  the ceiling on requests
@@ -14,6 +15,7 @@ It imports nothing of the rest of streamer: a judge must not share code with the
 
 from streamer.mock_segment.faults import Fault, FaultError, Faults
 from streamer.mock_segment.journal import Line, digest, read_journal
+from streamer.mock_segment.lateness import Lateness
 from streamer.mock_segment.rules import Discard
 from streamer.mock_segment.server import MockSegment
 from streamer.mock_segment.stats import Stats
@@ -23,6 +25,7 @@ __all__ = [
     "Fault",
     "FaultError",
     "Faults",
+    "Lateness",
     "Line",
     "MockSegment",
     "Stats",

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MAX_CALLS = 2_500
 """Calls in a batch; Segment answers 200 to a longer one, and throws it away."""
 
+_TIMED = ("page", "screen", "track")  # the calls that say when something happened
+
 Traits: TypeAlias = dict[str, Any]
 
 
@@ -121,7 +123,7 @@ class Judge:
             else:
                 if message_id is None:
                     message_id = call["messageId"] = f"mock-{uuid4().hex}"
-                fate = self._accept(call, kind or "other", message_id)
+                fate = self._accept(call, kind or "other", message_id, received_at)
             if self._keep_calls or self._journal is not None:
                 line = Line(number, received_at, fate, reason, key_digest, kind, message_id, call)
                 if self._keep_calls:
@@ -132,7 +134,7 @@ class Judge:
             self._journal.write(written)
         return SUCCESS
 
-    def _accept(self, call: dict[str, Any], kind: str, message_id: str) -> Fate:
+    def _accept(self, call: dict[str, Any], kind: str, message_id: str, received_at: float) -> Fate:
         if message_id in self._accepted:
             self.stats.duplicates[kind] += 1
             return "duplicate"
@@ -145,6 +147,10 @@ class Judge:
             user = call.get("userId") or call["anonymousId"]
             profile = self.group_profiles.setdefault((user, call["groupId"]), {})
             profile.update(call.get("traits", {}))
+        elif kind in _TIMED:
+            late_seconds = _age_seconds(call.get("timestamp"), received_at)
+            if late_seconds is not None:
+                self.stats.lateness.add(late_seconds)
         return "accepted"
 
     def _measure(
@@ -179,11 +185,11 @@ def _label(call: object) -> tuple[str | None, str | None]:
     )
 
 
-def _age_seconds(sent_at: object, received_at: float) -> float | None:
-    if not isinstance(sent_at, str):
+def _age_seconds(time: object, received_at: float) -> float | None:
+    if not isinstance(time, str):
         return None
     try:
-        sent = datetime.fromisoformat(sent_at)
+        moment = datetime.fromisoformat(time)
     except ValueError:
         return None
-    return None if sent.tzinfo is None else received_at - sent.timestamp()
+    return None if moment.tzinfo is None else received_at - moment.timestamp()

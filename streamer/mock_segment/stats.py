@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from streamer.mock_segment.lateness import Lateness
+
 
 @dataclass(slots=True)
 class Stats:
@@ -18,6 +20,7 @@ class Stats:
         in_flight: requests that have no answer yet.
         max_in_flight: the most there were of these.
         accepted: calls that were accepted, by type.
+        lateness: of the page, screen and track calls that were accepted, from their `timestamp` to the acceptance.
         duplicates: calls whose messageId had been accepted before, by type.
         discarded: calls that were thrown away after a 200, by type (`other` where it is none of Segment's).
         discards: the same calls, by reason.
@@ -39,6 +42,7 @@ class Stats:
     in_flight: int = 0
     max_in_flight: int = 0
     accepted: Counter[str] = field(default_factory=Counter)
+    lateness: Lateness = field(default_factory=Lateness)
     duplicates: Counter[str] = field(default_factory=Counter)
     discarded: Counter[str] = field(default_factory=Counter)
     discards: Counter[str] = field(default_factory=Counter)
@@ -89,6 +93,7 @@ class Stats:
                 "discarded": dict(self.discarded),
             },
             "discards": dict(self.discards),
+            "lateness_seconds": self.lateness.as_json(),
             "bytes": {
                 "received": self.received_bytes,
                 "inflated": self.inflated_bytes,

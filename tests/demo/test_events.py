@@ -81,6 +81,39 @@ def test_time_moves_on() -> None:
     assert DECODED[0]["event_timestamp"] >= START_MS
 
 
+def test_an_event_says_when_it_was() -> None:
+    """The timestamp beside the value is that of the event."""
+    for event, event_json in zip(EVENTS, DECODED, strict=True):
+        assert event.timestamp_ms == event_json["event_timestamp"]
+
+
+def test_a_clock_gives_the_time() -> None:
+    """However many events it gives one millisecond; never an earlier one; and no two events are equal all the same."""
+    times = iter([5_000, 5_000, *[5_001] * 500, 4_000, *[6_000] * 600])
+    events = take(1_000, rate=5_000, clock=lambda: next(times))
+    stamps = [event.timestamp_ms for event in events]
+    assert stamps == sorted(stamps)
+    assert set(stamps) == {5_000, 5_001, 6_000}
+    assert len({event.value for event in events}) == 1_000
+
+
+def test_people_read() -> None:
+    """Seconds pass between two events of one session, at any rate; what loading the first page makes comes at once."""
+    for rate in (20.0, 400.0):
+        sessions: dict[str, list[tuple[int, str]]] = {}
+        for event in decoded(take(20_000, users=20_000, rate=rate)):
+            happened = (event["event_timestamp"], event["event_type"])
+            sessions.setdefault(event["session"]["session_id"], []).append(happened)
+        gaps = [
+            (after - before) / 1000
+            for session in sessions.values()
+            for (before, _), (after, _) in pairwise(session[1:])
+        ]
+        assert 2 < sum(gaps) / len(gaps) < 8
+        loads = [(s[1][0] - s[0][0]) / 1000 for s in sessions.values() if len(s) > 1]
+        assert sum(loads) / len(loads) < 0.2
+
+
 def test_visitors_come_back_and_their_counts_rise() -> None:
     """A session begins with _session.start and ends with _session.stop; sessions and page views add up, by visitor."""
     sessions: dict[str, list[str]] = {}
@@ -117,6 +150,7 @@ def test_visitors_come_back_and_their_counts_rise() -> None:
 def test_every_kind_of_event_occurs() -> None:
     """There are several sites, users with names and without, groups, campaigns, and custom events."""
     assert {event["attributes"]["blogId"] for event in DECODED} == {"1", "2", "3"}
+    assert all(e["attributes"]["url"].startswith(e["attributes"]["blog"]) for e in DECODED)
     types = {event["event_type"] for event in DECODED}
     assert {"_session.start", "pageView", "scroll", "subscriptionChange", "_session.stop"} <= types
     known = [event for event in DECODED if "User" in event["endpoint"]]

@@ -131,3 +131,22 @@ def test_on_a_terminal_the_counts_are_a_table(
     shown = capsys.readouterr().out
     assert re.search(r"accepted.*track.*1,234", shown)
     assert re.search(r"discarded.*no_event.*5", shown)
+
+
+def test_stops_with_its_standard_input_if_it_is_told_to() -> None:
+    """So it can't outlive who started it, however that one ends."""
+    with subprocess.Popen(
+        [*COMMAND, "--port", "0", "--until-eof"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("mock Segment listens on")
+            assert process.poll() is None
+            process.stdin.close()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()

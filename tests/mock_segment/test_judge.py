@@ -282,3 +282,15 @@ def test_a_request_is_known_by_the_digest_of_its_key_or_by_none() -> None:
     headers = {"Content-Type": "application/json"}
     assert key_digest(Request(headers, b'{"writeKey": "key"}')) == digest("key")
     assert key_digest(Request(headers, b"{}")) is None
+
+
+def test_measures_how_late_page_and_track_calls_come_in() -> None:
+    """Once each, when they are first accepted; what doesn't say when it happened, or is no event, isn't measured."""
+    judge = Judge()
+    at = "2026-01-01T00:00:00.250Z"
+    send(judge, track("m1", timestamp=at), identify("m2", "u") | {"timestamp": at})
+    send(judge, track("m1", timestamp=at))
+    send(judge, track("m3"), track("m4", timestamp="soon"), track("m5", timestamp=at[:-1]))
+    send(judge, {"type": "page", "userId": "u", "messageId": "m6", "timestamp": at})
+    assert judge.stats.lateness.total == 2
+    assert judge.stats.lateness.percentile(99) == pytest.approx(0.25, rel=0.01)
