@@ -204,7 +204,9 @@ class Bench:
             piece = list(islice(events, min(left, 20_000)))
             left -= len(piece)
             self._sample = (self._sample + [event.value for event in piece])[:YARDSTICK_EVENTS]
-            await self._kafka.produce(self._topic, [ToProduce(*event) for event in piece])
+            await self._kafka.produce(
+                self._topic, [ToProduce(event.key, event.value) for event in piece]
+            )
 
     def yardstick(self) -> float:
         """Measure `orjson.loads`: seconds of CPU an event, the median of five passes."""

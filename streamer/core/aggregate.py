@@ -93,7 +93,7 @@ class Lane:
         write_key: Segment's, for the requests of this lane.
         limits: of a batch.
         merging: which calls merge.
-        nonce: 16 random bytes of the generation, from which it numbers its calls.
+        nonce: 16 random bytes of the generation.
         ledger: where the calls' fates are written.
         share: the generation's share of the memory budget.
 
@@ -121,14 +121,15 @@ class Lane:
         self.in_flight = 0
         self._limits = limits
         self._merges = {"identify": merging.identify, "group": merging.group}
-        self._number = int.from_bytes(nonce, "big")  # of the last identify or group call
+        self._nonce = b"\0" + nonce
+        self._number = 0  # of the last identify or group call
         # The profiles with calls that aren't settled, and the batch in which these stand.
         self._batches: dict[_Profile, Batch] = {}
         # Of those in the open batch, what the next contribution may merge with: the last one, which has the traits and
         # the id of the whole call, and the call's place.
         self._last: dict[_Profile, tuple[Contribution, int]] = {}
         # What came while the batch of its profile was in flight, in order.
-        self._waiting: dict[_Profile, deque[_Waiting]] = {}
+        self._waiting: dict[_Profile, list[_Waiting]] = {}
 
     @property
     def idle(self) -> bool:
@@ -154,12 +155,22 @@ class Lane:
             record: its number there.
         """
         contributions, kind, main = formatted
-        for contribution in contributions:
-            self._contribute(contribution, chunk, record)
-        batch = self._room(len(main), chunk.read_at)
+        taken = 0
+        for new in contributions:
+            profile = new.profile
+            if profile in self._batches:
+                self._add_behind(new, chunk, record)
+                continue
+            data = self._begin(new)
+            size = len(data)
+            taken += size + CALL_OVERHEAD + PROFILE_OVERHEAD
+            self._place(self._room(size, chunk.read_at), new, data, chunk, record)
+        size = len(main)
+        batch = self._room(size, chunk.read_at)
         batch.append(main, _TYPE_INDEX[kind], chunk, record)
-        self.share.take(len(main) + CALL_OVERHEAD)
-        self._close_if_full(batch, chunk.read_at)
+        self.share.take(taken + size + CALL_OVERHEAD)
+        if len(batch.calls) >= self._limits.max_calls:
+            self.close("calls", chunk.read_at)
 
     def close(self, trigger: str, now: float) -> None:
         """Close the open batch, if there is one.
@@ -194,27 +205,30 @@ class Lane:
                 self._move_on(profile, now)
         batch.let_go()
 
-    def _contribute(self, new: Contribution, chunk: Chunk, record: int) -> None:
+    def _add_behind(self, new: Contribution, chunk: Chunk, record: int) -> None:
+        """Take in a contribution to a profile that has calls which aren't settled."""
         profile = new.profile
         last = self._last.get(profile)
         if last is not None and self._merge_into_open(*last, new, chunk, record):
             return
-        batch = self._batches.get(profile)
-        if batch is None:
-            data = self._begin(new)
-            self._place(self._room(len(data), chunk.read_at), new, data, chunk, record)
-        elif batch is self.open and profile not in self._waiting:
-            data = self._begin(new)
-            trigger = batch.room(len(data))
+        waiting = self._waiting.get(profile)
+        if waiting and self._merge_into_waiting(waiting[-1], new, chunk, record):
+            return
+        data = self._begin(new)
+        size = len(data)
+        self.share.take(size + CALL_OVERHEAD + PROFILE_OVERHEAD)
+        batch = self._batches[profile]
+        if batch is self.open and not waiting:
+            trigger = batch.room(size)
             if trigger is None:
                 self._place(batch, new, data, chunk, record)
-            else:
-                self.close(trigger, chunk.read_at)
-                self._wait(new, data, chunk, record)
-        elif profile not in self._waiting or not self._merge_into_waiting(
-            self._waiting[profile][-1], new, chunk, record
-        ):
-            self._wait(new, self._begin(new), chunk, record)
+                return
+            self.close(trigger, chunk.read_at)
+        one = _Waiting(new, data, chunk, record)
+        if waiting:
+            waiting.append(one)
+        else:
+            self._waiting[profile] = [one]
 
     def _begin(self, new: Contribution) -> bytes:
         """Make a call of a contribution that merges with none before it.
@@ -223,10 +237,8 @@ class Lane:
             The call, serialised.
         """
         self._number += 1
-        new.hash.update(b"\0" + self._number.to_bytes(17, "big"))
-        data = new.render()
-        self.share.take(len(data) + CALL_OVERHEAD + PROFILE_OVERHEAD)
-        return data
+        new.hash.update(self._nonce + self._number.to_bytes(8, "big"))
+        return new.render()
 
     def _merge_into_open(
         self, old: Contribution, place: int, new: Contribution, chunk: Chunk, record: int
@@ -304,27 +316,27 @@ class Lane:
             self._batches[profile] = batch
             batch.profiles.append(profile)
 
-    def _wait(self, last: Contribution, data: bytes, chunk: Chunk, record: int) -> None:
-        self._waiting.setdefault(last.profile, deque()).append(_Waiting(last, data, chunk, record))
-
     def _move_on(self, profile: _Profile, now: float) -> None:
         """Put what waited for a profile into one open batch, as much as it holds; the rest goes on waiting."""
-        waiting = self._waiting[profile]
+        waiting = self._waiting.pop(profile)
         batch = self._room(len(waiting[0].data), now)
-        while waiting and batch.room(len(waiting[0].data)) is None:
-            one = waiting.popleft()
+        for number, one in enumerate(waiting):
+            if number and batch.room(len(one.data)) is not None:
+                self._last.pop(profile, None)  # what comes next stands behind those that wait
+                self._waiting[profile] = waiting[number:]
+                break
             self._place(batch, one.last, one.data, one.chunk, one.record)
             for chunk in one.chunks:
                 batch.hold(chunk)
                 chunk.let_go()
-        if waiting:
-            self._last.pop(profile, None)  # what comes next stands behind those that wait
-        else:
-            del self._waiting[profile]
-        self._close_if_full(batch, now)
+        if len(batch.calls) >= self._limits.max_calls:
+            self.close("calls", now)
 
     def _room(self, size: int, now: float) -> Batch:
-        """Give an open batch into which a call of `size` bytes fits; one into which it doesn't is closed."""
+        """Give an open batch into which a call of `size` bytes fits; one into which it doesn't is closed.
+
+        Without a look at the number of calls after each that is added, a full batch would wait for the interval.
+        """
         batch = self.open
         if batch is not None:
             trigger = batch.room(size)
@@ -333,8 +345,3 @@ class Lane:
             self.close(trigger, now)
         batch = self.open = Batch(self._limits)
         return batch
-
-    def _close_if_full(self, batch: Batch, now: float) -> None:
-        """Close the open batch when no further call can fit; without it a full batch would wait for the interval."""
-        if len(batch.calls) >= self._limits.max_calls:
-            self.close("calls", now)
