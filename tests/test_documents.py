@@ -6,11 +6,8 @@ That relative links lead to files is held in `test_project.py`.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from documents import DOCUMENTS, ROOT, assert_printed, fenced, run_streamer, transcripts
 from streamer.cli import SUMMARIES, load
 from streamer.config import SETTINGS, load_config
 from streamer.core.account import Account
@@ -30,14 +28,8 @@ from streamer.pipeline import make_transform
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parent.parent
-DOCUMENTS = {
-    path.relative_to(ROOT).as_posix(): path.read_text()
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
-}
-README, DESIGN = DOCUMENTS["README.md"], DOCUMENTS["docs/design.md"]
+DESIGN = DOCUMENTS["docs/design.md"]
 MAPPING, SEGMENT = DOCUMENTS["docs/mapping.md"], DOCUMENTS["docs/segment.md"]
-COMMAND = Path(sys.executable).with_name("streamer")
 
 
 def _section(document: str, heading: str) -> str:
@@ -68,15 +60,6 @@ def _code(text: str) -> list[str]:
     return re.findall(
         r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     )
-
-
-def _fenced(language: str) -> list[tuple[str, str]]:
-    """Every fenced block of a language, with the name of its document."""
-    return [
-        (name, block)
-        for name, text in DOCUMENTS.items()
-        for block in re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    ]
 
 
 # --- design.md ------------------------------------------------------------------------------------
@@ -210,7 +193,7 @@ def test_settings_that_a_document_names_exist(name: str) -> None:
     assert {variable.lower().replace("__", ".") for variable in variables} <= set(SETTINGS)
 
 
-@pytest.mark.parametrize(("name", "toml"), _fenced("toml"))
+@pytest.mark.parametrize(("name", "toml"), fenced("toml"))
 def test_settings_that_a_document_shows_are_valid(name: str, toml: str, tmp_path: Path) -> None:
     file = tmp_path / f"{Path(name).stem}.toml"
     file.write_text(toml)
@@ -252,60 +235,14 @@ def test_targets_of_make_that_a_document_names_exist() -> None:
 # --- what the README says that commands print -------------------------------------------------------
 
 
-def _transcripts() -> dict[str, str]:
-    """Each command of the README's consoles, and what is shown below it."""
-    shown = {}
-    for name, block in _fenced("console"):
-        if name == "README.md":
-            for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-                command, _, output = part.partition("\n")
-                shown[command] = output
-    return shown
-
-
-def _assert_printed(shown: str, printed: str) -> None:
-    """What is shown was printed, in that order; `…` stands for what is left out."""
-    position = 0
-    for line in shown.splitlines():
-        if line == "…":
-            continue
-        pattern = ".*".join(re.escape(part.rstrip()) for part in line.split("…"))
-        found = re.compile(rf"^{pattern} *$", re.MULTILINE).search(printed, position)
-        assert found, f"not printed, or not in this place: {line}"
-        position = found.end()
-
-
-def _run(arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("STREAMER_", "SEGMENT_"))}
-    return subprocess.run(
-        [COMMAND, *shlex.split(arguments)],
-        cwd=folder,
-        env={**clean, "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_check_prints_what_the_readme_shows(tmp_path: Path) -> None:
-    (toml,) = [block for name, block in _fenced("toml") if name == "README.md"]
-    (tmp_path / "streamer.toml").write_text(toml)
-    arguments = "check --offline --config streamer.toml"
-    done = _run(arguments, tmp_path, SEGMENT_API_WRITE_KEY="key")
-    assert done.returncode == 0
-    shown = _transcripts()[f"streamer {arguments}"]
-    assert len(shown.splitlines()) > 5
-    _assert_printed(shown, done.stdout)
-
-
 def test_transform_prints_what_the_readme_shows(tmp_path: Path) -> None:
-    transcripts = _transcripts()
-    (tmp_path / "events.ndjson").write_text(transcripts["cat events.ndjson"])
-    done = _run("transform events.ndjson", tmp_path)
+    shown = transcripts("README.md")
+    (tmp_path / "events.ndjson").write_text(shown["cat events.ndjson"])
+    done = run_streamer("transform events.ndjson", tmp_path)
     assert done.returncode == 1
-    shown = transcripts["streamer transform events.ndjson"]
-    assert len(shown.splitlines()) == 2
-    _assert_printed(shown, done.stdout + done.stderr)
+    expected = shown["streamer transform events.ndjson"]
+    assert len(expected.splitlines()) == 2
+    assert_printed(expected, done.stdout + done.stderr)
 
 
 # --- mapping.md and segment.md ----------------------------------------------------------------------

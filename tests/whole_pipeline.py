@@ -52,8 +52,9 @@ class Produced:
 class Member:
     """A `streamer run` of its own: one process, one member of the group."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, environment: Mapping[str, str], log: Path, *arguments: str) -> None:
         self._environment = environment
+        self._arguments = arguments
         self.log = log
         self.process: asyncio.subprocess.Process | None = None
         self.url = ""
@@ -62,7 +63,7 @@ class Member:
         with self.log.open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, DIE_WITH_PARENT, str(os.getpid()),
-                Path(sys.executable).with_name("streamer"), "run",
+                Path(sys.executable).with_name("streamer"), "run", *self._arguments,
                 env={**os.environ, **self._environment}, stderr=log, stdin=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
         async with asyncio.timeout(TIMEOUT_SECONDS):
