@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import islice
@@ -99,7 +99,7 @@ class Row:
 
 
 class Child:
-    """A process that is measured.
+    """A process that is measured; it ends with its context.
 
     Args:
         arguments: of the command.
@@ -117,6 +117,15 @@ class Child:
             stderr=self._log,
         )
         self._peak = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
 
     def alive(self) -> bool:
         """Whether it still runs; notes its peak memory, which is gone with it."""
@@ -227,11 +236,11 @@ class Bench:
         """Measure the floor."""
         before = self.yardstick()
         arguments = [self._kafka.bootstrap, self._topic, url, str(self._events)]
-        child = Child([sys.executable, str(HERE / "floor.py"), *arguments])
-        while child.alive():
-            time.sleep(0.05)
-        row = child.row("floor", self._events, None, 0.0, 1.0)
-        return self._around(row, before)
+        with Child([sys.executable, str(HERE / "floor.py"), *arguments]) as child:
+            while child.alive():
+                time.sleep(0.05)
+            row = child.row("floor", self._events, None, 0.0, before)
+        return self._around(row)
 
     async def streamer(self, name: str, settings: Mapping[str, str], url: str) -> Row:
         """Measure `streamer run`, from its start until everything is committed.
@@ -252,23 +261,22 @@ class Bench:
             "SEGMENT_API_WRITE_KEY": "benchmark",
             **settings,
         }
-        child = Child([str(Path(sys.executable).with_name("streamer")), "run"], environment)
-        deadline = child.started + TIMEOUT_SECONDS
-        while sum((await self._kafka.committed(group, self._topic)).values()) < self._events:
-            if not child.alive() or time.monotonic() > deadline:
-                raise SystemExit(f"{name}: not everything was forwarded\n{child.said()}")
-            await asyncio.sleep(0.2)
-        done = time.monotonic()
-        child.alive()
-        calls = await asyncio.to_thread(_delivered_calls, child.said(), self._events)
-        child.stop()
-        return self._around(child.row(name, self._events, calls, done, 1.0), before)
+        command = [str(Path(sys.executable).with_name("streamer")), "run"]
+        with Child(command, environment) as child:
+            deadline = child.started + TIMEOUT_SECONDS
+            while sum((await self._kafka.committed(group, self._topic)).values()) < self._events:
+                if not child.alive() or time.monotonic() > deadline:
+                    raise SystemExit(f"{name}: not everything was forwarded\n{child.said()}")
+                await asyncio.sleep(0.2)
+            done = time.monotonic()
+            child.alive()
+            calls = await asyncio.to_thread(_delivered_calls, child.said(), self._events)
+            child.stop()
+            return self._around(child.row(name, self._events, calls, done, before))
 
-    def _around(self, row: Row, before: float) -> Row:
-        yardstick = (before + self.yardstick()) / 2
-        return Row(
-            row.name, row.events, row.calls, row.wall_seconds, row.cpu_seconds, row.peak_bytes, yardstick
-        )  # fmt: skip
+    def _around(self, row: Row) -> Row:
+        """Take the mean of the yardsticks before and after."""
+        return replace(row, yardstick=(row.yardstick + self.yardstick()) / 2)
 
 
 def _delivered_calls(log: str, events: int) -> int:
