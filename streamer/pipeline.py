@@ -361,7 +361,10 @@ class Pipeline:
             if done >= _SLICE_BYTES:
                 done = 0
                 _note_made(generation.ledger, made)
-                self._delivery.notify()
+                if (
+                    generation.lane.ready
+                ):  # what is open waits for its interval: `read` says so at its end
+                    self._delivery.notify()
                 await asyncio.sleep(0)
                 if generation.ended:
                     return done
