@@ -342,8 +342,8 @@ def report(bench: Bench, rows: list[Row]) -> str:
     lines += ["", f"yardstick: orjson.loads of such an event, {yardsticks} µs around these rows"]
     if floor.ratio > FLOOR_AT_MOST:
         lines.append(
-            f"VOID: the floor took {floor.ratio:.2f} yardsticks, more than {FLOOR_AT_MOST}: the machine was busy, or the"
-            " events too few"
+            f"VOID: the floor took {floor.ratio:.2f} yardsticks, more than {FLOOR_AT_MOST}: the machine was busy, or"
+            " the events were too few"
         )
     return "\n".join(lines)
 
