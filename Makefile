@@ -61,14 +61,14 @@ $(RUNS): pyproject.toml constraints.txt
 			"Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) has no venv module. Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	@echo "Installing into $(VENV): once, about half a minute"
+	@echo "Installing into $(VENV): once, about half a minute" >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) pip
 	@$(INSTALL) --build-constraint constraints.txt --editable '.[demo]'
 	@touch $@
 
 $(INSTALLED): $(RUNS)
-	@echo "Installing what tests and lint need: once, about half a minute"
+	@echo "Installing what tests and lint need: once, about half a minute" >&2
 	@$(INSTALL) --build-constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

@@ -499,7 +499,11 @@ class Pipeline:
     async def _stop(self, source: asyncio.Task[None]) -> None:
         timeout = self._config.shutdown_timeout
         now = asyncio.get_running_loop().time()
-        log.info("stopping: sending what flows, then committing", seconds_at_most=timeout)
+        log.info(
+            "stopping: sending what flows, then committing",
+            seconds_at_most=timeout,
+            to_stop_at_once="send a second signal",
+        )
         self._stop_at = now + timeout * _DRAIN_SHARE
         self._source.stop()
         done, _ = await asyncio.wait({source}, timeout=timeout)

@@ -122,6 +122,9 @@ class Segment:
             )
         except TimeoutError:
             outcome = Retry("timeout", f"no answer within {self._timeout_seconds:g} s")
+        except aiohttp.ClientConnectorError as error:
+            why = error.os_error.strerror or str(error.os_error) or type(error.os_error).__name__
+            outcome = Retry("connect", f"can't connect to {error.host}:{error.port}: {why}")
         except (aiohttp.ClientError, OSError) as error:
             outcome = Retry("connect", f"{type(error).__name__}: {error}")
         return Answer(outcome, len(body), clock() - started)

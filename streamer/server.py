@@ -77,7 +77,8 @@ async def serve(
                 else f"can't be used: {error.strerror or error}"
             )
             raise StartError(
-                f"port {port} of {host} {why}; set server.host and server.port to where streamer may listen"
+                f"port {port} of {host} {why}; another one is server.port (--port 0 takes any that is free), another"
+                " address server.host"
             ) from None
         yield runner.addresses[0][1]
     finally:

@@ -476,7 +476,10 @@ def test_while_segment_hangs_memory_is_bounded_the_member_stays_and_the_backlog_
             segment.faults.set(Fault(kind="hang", seconds=8, count=concurrency))
             async with running(pipeline):
                 budget = pipeline._budget
-                await until(lambda: budget.spent)
+                await until(lambda: pipeline._delivery.in_flight == concurrency)
+                async with asyncio.timeout(10):  # what a read has brought may be spent for a moment
+                    while not (await metrics(pipeline))["streamer_paused_seconds_total",]:
+                        await asyncio.sleep(0.05)
                 consumed = pipeline.account.consumed.total()
                 await until(lambda: segment.stats.answers.get("hung", 0) >= concurrency)
                 assert pipeline.account.consumed.total() == consumed < 20_000, "reading stopped"

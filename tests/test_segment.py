@@ -20,6 +20,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from kafka_broker.broker import free_port
 from streamer.core.model import Delivered, Misconfigured, Outcome, Refused, Retry
 from streamer.mock_segment import Fault, MockSegment
 from streamer.segment import Answer, Segment, classify
@@ -475,6 +476,21 @@ def test_bad_days(fault: Fault, expected: Outcome) -> None:
         assert (await segment.attempt(KEY, batch("b"), 1)).outcome == Delivered(200)
 
     play(story, fault, timeout_seconds=0.3)
+
+
+def test_a_closed_port_is_named_with_what_the_system_says() -> None:
+    port = free_port()
+
+    async def story() -> None:
+        url = f"http://127.0.0.1:{port}/v1/batch"
+        async with Segment(url, gzip=False, timeout_seconds=5.0, connections=1) as segment:
+            outcome = (await segment.attempt(KEY, batch("a"), 0)).outcome
+        assert isinstance(outcome, Retry)
+        assert outcome.reason == "connect"
+        assert outcome.detail.startswith(f"can't connect to 127.0.0.1:{port}: ")
+        assert "Connection refused" in outcome.detail or "Connect call failed" in outcome.detail
+
+    asyncio.run(story())
 
 
 def test_retry_after_as_a_date_from_the_mock() -> None:

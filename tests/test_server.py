@@ -158,7 +158,8 @@ def test_a_port_in_use_is_one_sentence() -> None:
     with taken() as port, pytest.raises(StartError) as caught:
         asyncio.run(main(port))
     assert str(caught.value) == (
-        f"port {port} of 127.0.0.1 is in use; set server.host and server.port to where streamer may listen"
+        f"port {port} of 127.0.0.1 is in use; another one is server.port (--port 0 takes any that is free),"
+        " another address server.host"
     )
 
 

@@ -7,6 +7,7 @@ configuration's libraries.
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import getdoc
 from typing import Annotated, Any
 
 import typer
@@ -55,7 +56,9 @@ def load(name: str) -> Any:  # noqa: ANN401 - a command of typer's, which keeps 
     identifier = name.replace("-", "_")
     function = getattr(import_module(f"streamer.cli.{identifier}"), identifier)
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    single.command(name)(function)
+    # A paragraph is one line for typer, or it would break where the source does.
+    paragraphs = (getdoc(function) or "").split("\n\n")
+    single.command(name, help="\n\n".join(" ".join(p.split()) for p in paragraphs))(function)
     return get_command(single)
 
 

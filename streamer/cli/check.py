@@ -23,6 +23,7 @@ from rich.text import Text
 from streamer.backlog import Backlog, Calls, count, look, stand
 from streamer.bootstrap import failure, hangs_up
 from streamer.config import effective, load_config, require_write_key
+from streamer.dead_letter import FileSink
 from streamer.errors import StartError
 from streamer.pipeline import make_calls, make_transform
 
@@ -59,6 +60,8 @@ def check(
 
     transform = make_transform(settings, write_key)
     typer.echo("mapping: compiles")
+    if settings.dead_letter.file:
+        FileSink(settings.dead_letter.file).check()
     if not settings.segment.enabled:
         typer.echo("segment.enabled is false: `streamer run` would stop at once")
     if offline:
@@ -260,7 +263,7 @@ def _topics(settings: Config, partitions: Mapping[str, list[int]]) -> list[str]:
         there = ", ".join(sorted(partitions)[:10]) or "none"
         raise StartError(
             f"kafka.topics: {', '.join(missing)} {'does' if len(missing) == 1 else 'do'} not exist in Kafka, or may not"
-            f" be seen; there are: {there}"
+            f" be seen; there are: {there}. `streamer run` waits for a topic, and never makes one"
         )
     return topics
 

@@ -295,7 +295,7 @@ class _Demo:
                 finished = await self._produce(tasks, pipeline, producer)
             stalled = finished and not await self._until_settled(pipeline, producer)
             seconds = self._elapsed()
-            self._figures.phase = "stopping: sending what flows; Ctrl-C again stops at once"
+            self._figures.phase = "stopping: sending what flows; Ctrl-C again: at once"
             if self._stop.is_set():
                 view.say(f"stopping: sending what flows, for {_SHUTDOWN_TIMEOUT} at most")
             halt.set()

@@ -43,7 +43,8 @@ class EmbeddedBroker(Child):
             status = await self.stop()
             if status == _NOT_INSTALLED:
                 raise StartError(
-                    'the embedded broker needs confluent-kafka: pip install "altis-streamer[demo]"'
+                    "the embedded broker needs confluent-kafka: pip install confluent-kafka, or take a broker of your"
+                    " own: --kafka HOST:PORT"
                 )
             raise StartError(f"the embedded broker ended at its start, with status {status}")
         return self

@@ -219,7 +219,7 @@ class _Picture:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, height = min(options.max_width, _WIDEST), console.size.height
         figures = self._figures
-        head = Table.grid(expand=True)
+        head = Table.grid(expand=True, padding=(0, 2))
         head.add_column(no_wrap=True)
         head.add_column(justify="right", no_wrap=True)
         head.add_row(
@@ -386,7 +386,8 @@ def print_account(console: Console, figures: Figures, answers: Mapping[str, int]
     console.print(calls)
     said = ", ".join(f"{answer}: {n:,}" for answer, n in sorted(answers.items()))
     answered = f" ({said})" if said else ""
-    console.print(f"{figures.requests:,} requests{answered}", soft_wrap=True)
+    requests = f"{figures.requests:,} request{'' if figures.requests == 1 else 's'}"
+    console.print(f"{requests}{answered}", soft_wrap=True)
     if figures.duplicates:
         console.print(
             f"{figures.duplicates:,} calls came again, and were dropped by their messageId"

@@ -116,6 +116,13 @@ def test_a_mapping_that_breaks_the_grammar(file: Path) -> None:
         check(file, offline=True)
 
 
+def test_a_dead_letter_file_that_cannot_be_written_is_said(file: Path, tmp_path: Path) -> None:
+    letters = tmp_path / "missing" / "letters.ndjson"
+    file.write_text(f'{file.read_text()}[dead_letter]\nfile = "{letters}"\n')
+    with pytest.raises(StartError, match=rf"dead_letter\.file = {letters}: can't be written"):
+        check(file, offline=True)
+
+
 def test_a_certificate_that_is_none_shows_offline(file: Path) -> None:
     """Files for TLS are opened even without Kafka."""
     file.write_text(
