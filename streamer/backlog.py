@@ -332,10 +332,11 @@ async def _read(
     while unread and clock() < deadline:
         found = await consumer.getmany(*unread, timeout_ms=_POLL_MS, max_records=_POLL_RECORDS)
         for tp, span in list(unread.items()):
-            records = [record for record in found.get(tp, ()) if record.offset < span.stop]
+            records = [record for record in found.get(tp, ()) if record.offset in span]
             if records:
                 counter.add(records)
-            position = min(await consumer.position(tp), span.stop)
+            # Of a topic that was made anew meanwhile it may lie before the place.
+            position = max(min(await consumer.position(tp), span.stop), span.start)
             sample.offsets += position - span.start
             unread[tp] = range(position, span.stop)
             if not unread[tp]:

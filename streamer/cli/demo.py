@@ -530,6 +530,8 @@ def compare(
     settled = _settled(account)
     if settled > produced or (finished and settled < produced):
         wrong.append(f"{produced} records were produced, {settled} settled")
+    if finished and committed != produced:
+        wrong.append(f"{produced} records were produced, {committed} committed")
     if committed > settled:
         wrong.append(f"{committed} records are committed, and only {settled} settled")
     if letters < account.dead_lettered.total():

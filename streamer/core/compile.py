@@ -597,9 +597,9 @@ class _Function:
                 texts.append(f"len({self.made[key]} or '')")
             elif isinstance(node, Static):
                 fixed += 6 * len(node.text)
-            elif key in {"timestamp", "messageId"} and (self._is_time(node) or key == "messageId"):
+            elif key == "messageId" or self._is_time(node):
                 fixed += 64
-            elif key != "traits" and not self._is_time(node):
+            elif key != "traits":
                 texts = []
                 break
         if texts:
@@ -703,7 +703,10 @@ def _merged_traits(call_type: str, *parts: Any) -> tuple[Any, bytes]:  # noqa: A
         elif part is not None:
             break
     else:
-        traits_json = _json_of(merged, call_type)
+        try:
+            traits_json = orjson.dumps(merged)
+        except TypeError:  # too deep, perhaps only where it is flattened
+            keys = -1
         if len(merged) == keys and _is_flat(traits_json):
             return merged, traits_json
     traits = _merged(*parts)

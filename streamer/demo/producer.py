@@ -205,7 +205,10 @@ class _Run:
         listening = asyncio.create_task(self._listen())
         await self._go.wait()
         saying = asyncio.create_task(self._say_regularly())
-        await self._produce(producer, partitions)
+        try:
+            await self._produce(producer, partitions)
+        except KafkaError:  # the broker is gone: what wasn't acknowledged is said at the end
+            self._stop.set()
         try:
             async with asyncio.timeout(_GOODBYE_SECONDS if self._stop.is_set() else None):
                 await producer.flush()
@@ -223,7 +226,7 @@ class _Run:
         events = self._events()
         clock = asyncio.get_running_loop().time
         begun = before = clock()
-        due = 0.0
+        due = 1.0
         while not self._stop.is_set():
             now = clock()
             if order.seconds is not None and now >= begun + order.seconds:

@@ -296,3 +296,30 @@ def test_every_type_of_call_needs_a_tree() -> None:
     del mapping["group"]
     with pytest.raises(MappingError, match="group: expected the tree of a call"):
         Transform(write_key="", mapping=mapping)
+
+
+def test_what_is_flattened_away_may_be_nested_however_deeply() -> None:
+    deep = b"[" * 253 + b"]" * 253
+    attributes = b'{"a":{"x":1,"y":' + deep + b"}}"
+    calls = Transform(write_key="").calls(
+        b'{"event_type":"e","event_timestamp":1,"endpoint":{"Id":"i","Attributes":%b}}'
+        % attributes,
+        -1,
+    )
+    assert isinstance(calls, list)
+    assert calls[0]["traits"] == {"a": 1}
+
+
+def test_times_at_other_keys_count_where_a_call_is_too_large() -> None:
+    mapping = default_mapping()
+    for key in "abcdefghijklmnopqrstuvwxyz":
+        mapping["identify"][key] = "event_timestamp|milliseconds_to_iso8601"
+    transform = Transform(write_key="", mapping=mapping)
+    attributes = b'{"a":"%b"}' % (b"x" * 31_060)
+    reject = transform.format(
+        b'{"event_type":"e","event_timestamp":1,"endpoint":{"Id":"i","Attributes":%b}}'
+        % attributes,
+        -1,
+    )
+    assert isinstance(reject, Reject)
+    assert reject.reason is Reason.CALL_TOO_LARGE
