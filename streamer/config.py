@@ -344,6 +344,29 @@ def _is_mapping(value: object) -> dict[str, dict[str, Any]]:
     return trees
 
 
+def _is_names(value: object) -> tuple[str, ...]:
+    """A list of texts, which may be empty; from an environment variable it is one text with commas."""
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(n, str) and n for n in names):
+        raise ValueError('must be a list of texts that aren\'t empty, such as ["a", "b"]')
+    return tuple(names)
+
+
+def _is_sample(value: object) -> dict[str, float]:
+    shares = _from_json(value)
+    if not isinstance(shares, dict):
+        raise ValueError("must be a table of event types, each with a share from 0 to 1")  # noqa: TRY004 - as above
+    wrong = [
+        (event_type, "must be a share of users, a number from 0 to 1")
+        for event_type, share in shares.items()
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1
+    ]
+    if wrong:
+        raise _ProblemsError(wrong)
+    return {event_type: float(share) for event_type, share in shares.items()}
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_is_names)]
 Boolean = Annotated[bool, BeforeValidator(_is_boolean)]
 Text = Annotated[str, BeforeValidator(_is_text)]
 Topic = Annotated[str, BeforeValidator(_is_topic)]
@@ -517,10 +540,18 @@ class TransformSettings(_Section):
     """`[transform]`: what becomes of an event.
 
     Attributes:
+        drop_events: event types that aren't forwarded.
+        drop_traits: keys that are in no call's `traits` or `context.traits`.
+        drop_properties: keys that are in no call's `properties` or `context.page`.
+        sample: event type to the share of users, from 0 to 1, whose events are forwarded.
         mapping: call type to the tree that is laid over its default mapping, deep. The trees'
             grammar is checked where they are compiled.
     """
 
+    drop_events: Names = ()
+    drop_traits: Names = ()
+    drop_properties: Names = ()
+    sample: Annotated[dict[str, float], BeforeValidator(_is_sample)] = {}
     mapping: Annotated[dict[str, dict[str, Any]], BeforeValidator(_is_mapping)] = {}
 
 
@@ -914,11 +945,11 @@ def _explain(
         cause = found.get("ctx", {}).get("error")
         if isinstance(cause, _ProblemsError):
             for below, sentence in cause.problems:
-                # A key of a mapping is free text; keys of settings have no quotes, so splitting at
+                # A key of these two is free text; keys of settings have no quotes, so splitting at
                 # dots is right.
                 full = (
                     (*path, below)
-                    if path == ("transform", "mapping")
+                    if path in {("transform", "mapping"), ("transform", "sample")}
                     else (*path, *below.split("."))
                 )
                 lines.append(_line(full, sentence, origins, merged, file))

@@ -107,6 +107,8 @@ def test_every_setting_can_come_from_a_variable() -> None:
             "STREAMER_KAFKA__BOOTSTRAP_SERVERS": "a:1, b:2",
             "STREAMER_KAFKA__TOPICS": "x,y",
             "STREAMER_SEGMENT__GZIP": "False",
+            "STREAMER_TRANSFORM__DROP_EVENTS": "scroll, _session.stop",
+            "STREAMER_TRANSFORM__SAMPLE": '{"video.play": 1}',
             "STREAMER_TRANSFORM__MAPPING": '{"track": {"userId": "a.b"}}',
             "STREAMER_GROUPS": '[{"field": "a.0", "each": true}]',
             "STREAMER_FLUSH__MAX_BYTES": "400_000",
@@ -117,6 +119,8 @@ def test_every_setting_can_come_from_a_variable() -> None:
     assert config.kafka.bootstrap_servers == ("a:1", "b:2")
     assert config.kafka.topics == ("x", "y")
     assert config.segment.gzip is False
+    assert config.transform.drop_events == ("scroll", "_session.stop")
+    assert config.transform.sample == {"video.play": 1.0}
     assert config.transform.mapping == {"track": {"userId": "a.b"}}
     assert [(group.field, group.each) for group in config.groups] == [("a.0", True)]
     assert config.flush.max_bytes == 400_000
@@ -177,6 +181,7 @@ def test_what_the_example_comments_out_is_valid(
     defaults = {key for key, origin in config.origins.items() if origin == "default"}
     assert defaults == {"kafka.topics", "dead_letter.topic"}
     assert config.transform.mapping == {"track": {"context": {"ip": "attributes.ip"}}}
+    assert config.transform.sample == {"scroll": 0.1, "click": 0.5}
 
 
 # --- values ---
@@ -428,6 +433,22 @@ def test_all_mistakes_are_told_at_once(file: Path) -> None:
         ('[aggregate]\nsuppress_for = "1s"', "aggregate.suppress_for: unknown setting"),
         ('flush = "1s"', "flush: must be a table"),
         ("[transform]\nmapping = 1", "transform.mapping = 1: must be a table"),
+        ("[transform]\ndrop_events = 1", "transform.drop_events = 1: must be a list of texts"),
+        (
+            '[transform]\ndrop_traits = [""]',
+            'transform.drop_traits = [""]: must be a list of texts',
+        ),
+        ("[transform]\ndrop_properties = [5]", "transform.drop_properties = [5]: must be a list"),
+        (
+            "[transform]\ndrop_trait = []",
+            "transform.drop_trait: unknown setting; did you mean transform.drop_traits?",
+        ),
+        ("[transform]\nsample = 0.1", "transform.sample = 0.1: must be a table of event types"),
+        ("[transform.sample]\nx = 1.1", "transform.sample.x: must be a share of users"),
+        ('[transform.sample]\n"a.b" = nan', 'transform.sample."a.b": must be a share of users'),
+        ("[transform.sample]\na.b = 0.5", "transform.sample.a: must be a share of users"),
+        ("[transform.sample]\nx = true", "transform.sample.x: must be a share of users"),
+        ('[transform.sample]\nx = "1"', "transform.sample.x: must be a share of users"),
         ("groups = 1", "groups = 1: must be tables [[groups]]"),
         ('"a\\nb" = 1', r'"a\nb": unknown setting'),
     ],

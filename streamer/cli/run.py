@@ -71,6 +71,7 @@ async def forward(settings: Config) -> None:
         "stopped",
         consumed=account.consumed.total(),
         delivered=account.delivered,
+        filtered=account.filtered.total(),
         dead_lettered=account.dead_lettered.total(),
         released=account.released,
     )
