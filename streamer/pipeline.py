@@ -222,7 +222,8 @@ class Pipeline:
             kafka = self._config.kafka
             log.info(
                 "streamer runs",
-                settings=self._config.file or "no file (--config names one), the environment",
+                settings=", ".join(self._config.files)
+                or "no file (--config names one), the environment",
                 reads=", ".join(kafka.topics) or kafka.topic_pattern,
                 group=kafka.group_id,
                 sends_to=self._config.segment.url,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import orjson
 import typer
 
+from streamer.cli import AltisOption
 from streamer.config import load_config
 from streamer.core.model import Filtered, Reject
 from streamer.errors import StartError
@@ -40,6 +41,7 @@ def transform(
             help="TOML file with the mapping and the groups; without it the default mapping.",
         ),
     ] = None,
+    altis: AltisOption = None,
     show_code: Annotated[
         bool,
         typer.Option(
@@ -54,7 +56,7 @@ def transform(
     same write key, page and track calls have the messageIds that `streamer run` sends; identify and group calls get
     another one each time. A line has no Kafka timestamp: an event without a usable one of its own is rejected.
     """
-    settings = load_config(config)
+    settings = load_config(config, altis=altis)
     write_key = settings.segment.write_key
     key = "" if write_key is None else write_key.get_secret_value()
     compiled = make_transform(settings, key or PLACEHOLDER_WRITE_KEY)

@@ -95,6 +95,17 @@ def test_what_is_not_forwarded_is_an_empty_array_and_no_mistake(tmp_path: Path) 
     assert result.exit_code == 1
 
 
+def test_the_write_key_may_be_altis(tmp_path: Path) -> None:
+    """The ids are those that `streamer run` sends with it."""
+    altis = tmp_path / "composer.json"
+    altis.write_text(
+        '{"extra":{"altis":{"modules":{"analytics":{"integrations":{"segment":{"api_key":"wk"}}}}}}}'
+    )
+    result = run("--altis", str(altis), stdin=GOOD)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == Transform(write_key="wk").calls(GOOD, -1)
+
+
 def test_show_code_prints_the_compiled_mapping_and_reads_nothing() -> None:
     result = run("--show-code", "no-such-file")
     assert result.exit_code == 0
