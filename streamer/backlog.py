@@ -29,7 +29,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from streamer.core.account import Account
 from streamer.core.budget import Budget
-from streamer.core.model import Reject
+from streamer.core.model import Formatted, Reject
 from streamer.core.offsets import Chunk
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from streamer.core.account import Ledger
     from streamer.core.aggregate import Lane
     from streamer.core.budget import Share
-    from streamer.core.model import Formatted, Partition, Reason
+    from streamer.core.model import Filtered, Partition, Reason
 
 MANY_CALLS = 100_000
 """From so many billed calls on, a first start is worth a warning."""
@@ -85,7 +85,7 @@ class Calls:
         lane: makes a lane that merges and fills batches.
     """
 
-    format: Callable[[bytes | None, int], Formatted | Reject]
+    format: Callable[[bytes | None, int], Formatted | Reject | Filtered]
     lane: Callable[[Ledger, Share], Lane]
 
 
@@ -307,7 +307,7 @@ class _Counter:
             made = self._format(record.value, record.timestamp)
             if isinstance(made, Reject):
                 sample.rejects[made.reason] += 1
-            else:
+            elif isinstance(made, Formatted):
                 self._made += len(made.contributions) + 1
                 lane.add(made, chunk, number)
                 while len(lane.ready) > _IN_FLIGHT:

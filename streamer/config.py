@@ -1,6 +1,7 @@
 """Every setting of streamer: read, laid one over another, and validated once.
 
-A TOML file, then environment variables, then flags, each over the one before. What comes out is a
+Altis's composer.json, then a TOML file, then environment variables, then flags, each over the one
+before; only the first has a form of its own. What comes out is a
 frozen `Config` whose values are plain seconds and bytes, which knows where each value came from,
 and which can't show a secret. All that is wrong in one load is said in one `ConfigError`, a line
 each.
@@ -38,6 +39,9 @@ from streamer.errors import ConfigError
 ENVIRONMENT_PREFIX = "STREAMER_"
 WRITE_KEY_VARIABLE = "SEGMENT_API_WRITE_KEY"
 """The write key's variable, as Segment's PHP integration and SDKs have it."""
+
+ALTIS_KEY = "extra.altis.modules.analytics.integrations.segment"
+"""Where Altis keeps the configuration of its Segment integration in composer.json."""
 
 # One Segment call may have 32,000 bytes; a batch adds its envelope to it.
 SMALLEST_BATCH_BYTES = 33_000
@@ -344,6 +348,29 @@ def _is_mapping(value: object) -> dict[str, dict[str, Any]]:
     return trees
 
 
+def _is_names(value: object) -> tuple[str, ...]:
+    """A list of texts, which may be empty; from an environment variable it is one text with commas."""
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(n, str) and n for n in names):
+        raise ValueError('must be a list of texts that aren\'t empty, such as ["a", "b"]')
+    return tuple(names)
+
+
+def _is_sample(value: object) -> dict[str, float]:
+    shares = _from_json(value)
+    if not isinstance(shares, dict):
+        raise ValueError("must be a table of event types, each with a share from 0 to 1")  # noqa: TRY004 - as above
+    wrong = [
+        (event_type, "must be a share of users, a number from 0 to 1")
+        for event_type, share in shares.items()
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1
+    ]
+    if wrong:
+        raise _ProblemsError(wrong)
+    return {event_type: float(share) for event_type, share in shares.items()}
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_is_names)]
 Boolean = Annotated[bool, BeforeValidator(_is_boolean)]
 Text = Annotated[str, BeforeValidator(_is_text)]
 Topic = Annotated[str, BeforeValidator(_is_topic)]
@@ -517,10 +544,18 @@ class TransformSettings(_Section):
     """`[transform]`: what becomes of an event.
 
     Attributes:
+        drop_events: event types that aren't forwarded.
+        drop_traits: keys that are in no call's `traits` or `context.traits`.
+        drop_properties: keys that are in no call's `properties` or `context.page`.
+        sample: event type to the share of users, from 0 to 1, whose events are forwarded.
         mapping: call type to the tree that is laid over its default mapping, deep. The trees'
             grammar is checked where they are compiled.
     """
 
+    drop_events: Names = ()
+    drop_traits: Names = ()
+    drop_properties: Names = ()
+    sample: Annotated[dict[str, float], BeforeValidator(_is_sample)] = {}
     mapping: Annotated[dict[str, dict[str, Any]], BeforeValidator(_is_mapping)] = {}
 
 
@@ -639,6 +674,7 @@ class Config(_Section):
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
     _file: str | None = PrivateAttr(default=None)
+    _altis: str | None = PrivateAttr(default=None)
 
     @property
     def origins(self) -> dict[str, str]:
@@ -647,8 +683,18 @@ class Config(_Section):
 
     @property
     def file(self) -> str | None:
-        """The file that was read, as it was named."""
+        """The TOML file that was read, as it was named."""
         return self._file
+
+    @property
+    def altis(self) -> str | None:
+        """The composer.json that was read, as it was named."""
+        return self._altis
+
+    @property
+    def files(self) -> list[str]:
+        """Every file that was read."""
+        return [file for file in (self._file, self._altis) if file is not None]
 
     @model_validator(mode="after")
     def _has_a_dead_letter_topic(self) -> Self:
@@ -721,8 +767,9 @@ def load_config(
     path: Path | None,
     overrides: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] = os.environ,
+    altis: Path | None = None,
 ) -> Config:
-    """Read every setting: the file, the environment over it, the flags over both.
+    """Read every setting: Altis, the file, the environment, the flags, each over the one before.
 
     Args:
         path: the TOML file, None for none.
@@ -730,19 +777,25 @@ def load_config(
             given. A flag is named after the last part of its key: `server.port` is `--port`.
         environ: the variables: `STREAMER_FLUSH__INTERVAL` is `flush.interval`. Lists are written
             with commas, trees as JSON. An empty variable counts as not set.
+        altis: Altis's composer.json, None for none: see `_from_altis`.
 
     Returns:
         The settings in effect.
 
     Raises:
-        ConfigError: the file can't be read, or settings are wrong: a line for each of them. What
+        ConfigError: a file can't be read, or settings are wrong: a line for each of them. What
             the settings of a section say together is looked at once each is right by itself.
     """
     merged: dict[str, Any] = {}
     origins: dict[tuple[str, ...], str] = {}
+    problems: list[str] = []
+    if altis is not None:
+        found, problems = _from_altis(altis)
+        _lay(merged, {"segment": found}, str(altis), origins)
     if path is not None:
         _lay(merged, _read(path), str(path), origins)
-    variables, problems = _from_environment(environ)
+    variables, unknown = _from_environment(environ)
+    problems += unknown
     for variable, key, value in variables:
         _lay(merged, _nested(key, value), variable, origins)
     for key, value in (overrides or {}).items():
@@ -758,6 +811,7 @@ def load_config(
         raise ConfigError("\n".join(problems))
     config._origins.update({key: _origin(tuple(key.split(".")), origins) for key in SETTINGS})  # noqa: SLF001 - ours
     config._file = None if path is None else str(path)  # noqa: SLF001 - the same
+    config._altis = None if altis is None else str(altis)  # noqa: SLF001 - the same
     return config
 
 
@@ -770,8 +824,10 @@ def require_write_key(config: Config) -> str:
     key = config.segment.write_key
     if key is None or not key.get_secret_value():
         file = config.file or "a file given with --config"
+        composer = config.altis or "a composer.json given with --altis"
         raise ConfigError(
-            f"no Segment write key: set segment.write_key in {file}, or {WRITE_KEY_VARIABLE}"
+            f"no Segment write key: set segment.write_key in {file}, or {WRITE_KEY_VARIABLE}, or"
+            f" {ALTIS_KEY}.api_key in {composer}"
         )
     return key.get_secret_value()
 
@@ -819,15 +875,21 @@ def _plain(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _text_of(path: Path, form: str) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: TOML is UTF-8, and the byte at {error.start} isn't") from None
+        place = error.start
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+    # Outside of the handler: the error holds the whole file, and with it the secrets.
+    raise ConfigError(f"{path}: {form} is UTF-8, and the byte at {place} isn't")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    text = _text_of(path, "TOML")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -836,6 +898,48 @@ def _read(path: Path) -> dict[str, Any]:
         what = str(error).partition(" (at ")[0]
     # Outside of the handler: the error holds the whole document, and with it the secrets.
     raise ConfigError(f"{path}, line {line}: not valid TOML: {what}")
+
+
+def _from_altis(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What Altis's composer.json says of `[segment]`, and what is wrong there.
+
+    Read is `ALTIS_KEY` alone: an object with `enabled` and `api_key`, or true or false in its place. What is missing,
+    null or, as PHP writes an object without keys, an empty list says nothing; all else is Altis's own.
+    """
+    text = _text_of(path, "JSON")
+    try:
+        document, mistake = json.loads(text), None
+    except json.JSONDecodeError as error:
+        mistake = f", line {error.lineno}: not valid JSON: {error.msg}"
+    except (RecursionError, ValueError):  # of objects too deep, or of numbers too long
+        mistake = ": JSON that can't be read: too deep, or with a number too long"
+    if mistake is not None:
+        # Outside of the handler: the error holds the whole document, and with it the secrets.
+        raise ConfigError(f"{path}{mistake}")
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: must be a JSON object, as Composer has it")
+    value: Any = document
+    for part in ALTIS_KEY.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if value is None or value == []:
+        return {}, []
+    if isinstance(value, bool):
+        return {"enabled": value}, []
+    if not isinstance(value, dict):
+        return {}, [f"{path}: {ALTIS_KEY}: must be an object, or true or false"]
+    found: dict[str, Any] = {}
+    problems = []
+    enabled, key = value.get("enabled"), value.get("api_key")
+    if isinstance(enabled, bool):
+        found["enabled"] = enabled
+    elif enabled is not None:
+        problems.append(f"{path}: {ALTIS_KEY}.enabled: must be true or false")
+    if key is not None and key != "":
+        try:
+            found["write_key"] = _is_write_key(key)
+        except ValueError as error:
+            problems.append(f"{path}: {ALTIS_KEY}.api_key: {error}")
+    return found, problems
 
 
 def _from_environment(environ: Mapping[str, str]) -> tuple[list[tuple[str, str, str]], list[str]]:
@@ -914,11 +1018,11 @@ def _explain(
         cause = found.get("ctx", {}).get("error")
         if isinstance(cause, _ProblemsError):
             for below, sentence in cause.problems:
-                # A key of a mapping is free text; keys of settings have no quotes, so splitting at
+                # A key of these two is free text; keys of settings have no quotes, so splitting at
                 # dots is right.
                 full = (
                     (*path, below)
-                    if path == ("transform", "mapping")
+                    if path in {("transform", "mapping"), ("transform", "sample")}
                     else (*path, *below.split("."))
                 )
                 lines.append(_line(full, sentence, origins, merged, file))

@@ -33,7 +33,15 @@ from prometheus_client.registry import Collector
 
 from streamer import __version__
 from streamer.core.destination import State
-from streamer.core.model import CALL_TYPES, Delivered, Misconfigured, Reason, Refused, Retry
+from streamer.core.model import (
+    CALL_TYPES,
+    Delivered,
+    FilterReason,
+    Misconfigured,
+    Reason,
+    Refused,
+    Retry,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -385,8 +393,8 @@ def _accounting(account: Account, topics: set[str]) -> Iterator[Metric]:
     settled.add_metric(["delivered", ""], account.delivered)
     for reason in Reason:
         settled.add_metric(["dead_lettered", reason], account.dead_lettered[reason])
-    for cause, records in account.filtered.items():
-        settled.add_metric(["filtered", cause], records)
+    for cause in FilterReason:
+        settled.add_metric(["filtered", cause], account.filtered[cause])
     yield settled
     yield CounterMetricFamily(
         "streamer_events_released",

@@ -23,8 +23,9 @@ from streamer.core.aggregate import Lane, Merging
 from streamer.core.batch import Limits
 from streamer.core.budget import Budget
 from streamer.core.destination import State
+from streamer.core.exclude import Exclusions
 from streamer.core.mapping import default_mapping, overlay
-from streamer.core.model import CALL_TYPES, DeadLetter, Reason, Reject
+from streamer.core.model import CALL_TYPES, DeadLetter, Formatted, Reason, Reject
 from streamer.core.offsets import Chunk, Offsets
 from streamer.core.transform import Transform
 from streamer.dead_letter import DeadLetters, FileSink, KafkaSink
@@ -67,10 +68,17 @@ def make_transform(config: Config, write_key: str) -> Transform:
     Raises:
         MappingError: the mapping or a group map breaks the grammar.
     """
+    settings = config.transform
     return Transform(
         write_key=write_key,
-        mapping=overlay(default_mapping(), config.transform.mapping),
+        mapping=overlay(default_mapping(), settings.mapping),
         groups=[group.model_dump() for group in config.groups],
+        exclusions=Exclusions(
+            frozenset(settings.drop_events),
+            settings.drop_traits,
+            settings.drop_properties,
+            settings.sample,
+        ),
     )
 
 
@@ -214,7 +222,8 @@ class Pipeline:
             kafka = self._config.kafka
             log.info(
                 "streamer runs",
-                settings=self._config.file or "no file (--config names one), the environment",
+                settings=", ".join(self._config.files)
+                or "no file (--config names one), the environment",
                 reads=", ".join(kafka.topics) or kafka.topic_pattern,
                 group=kafka.group_id,
                 sends_to=self._config.segment.url,
@@ -370,13 +379,15 @@ class Pipeline:
                     return done
             value = record.value
             formatted = make(value, record.timestamp)
-            if isinstance(formatted, Reject):
-                self._reject(generation, chunk, record, formatted)
-            else:
+            if isinstance(formatted, Formatted):
                 add(formatted, chunk, number)
                 made[formatted.type] += 1
                 for contribution in formatted.contributions:
                     made[contribution.type] += 1
+            elif isinstance(formatted, Reject):
+                self._reject(generation, chunk, record, formatted)
+            else:
+                generation.ledger.filtered(formatted.reason)
             done += _RECORD_BYTES + (len(value) if value else 0)
         _note_made(generation.ledger, made)
         return done

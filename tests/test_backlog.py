@@ -219,6 +219,17 @@ def test_group_calls_count_and_follow_the_configuration(kafka: Kafka) -> None:
     asyncio.run(main())
 
 
+def test_records_that_are_filtered_make_no_calls(kafka: Kafka) -> None:
+    async def main() -> None:
+        topic = await kafka.create_topic(partitions=1)
+        await kafka.produce(topic, visits(1, 10))
+        backlog = await first_start(kafka, topic, calls(transform__drop_events=["pageView"]))
+        assert (backlog.offsets, backlog.calls, backlog.sample.rejects.total()) == (10, 0, 0)
+        assert backlog.estimate() == "no billed calls"
+
+    asyncio.run(main())
+
+
 def test_offsets_without_records_make_the_number_an_upper_bound(kafka: Kafka) -> None:
     """The end of a transaction takes an offset, as a record does that compaction took."""
 

@@ -107,6 +107,8 @@ def test_every_setting_can_come_from_a_variable() -> None:
             "STREAMER_KAFKA__BOOTSTRAP_SERVERS": "a:1, b:2",
             "STREAMER_KAFKA__TOPICS": "x,y",
             "STREAMER_SEGMENT__GZIP": "False",
+            "STREAMER_TRANSFORM__DROP_EVENTS": "scroll, _session.stop",
+            "STREAMER_TRANSFORM__SAMPLE": '{"video.play": 1}',
             "STREAMER_TRANSFORM__MAPPING": '{"track": {"userId": "a.b"}}',
             "STREAMER_GROUPS": '[{"field": "a.0", "each": true}]',
             "STREAMER_FLUSH__MAX_BYTES": "400_000",
@@ -117,6 +119,8 @@ def test_every_setting_can_come_from_a_variable() -> None:
     assert config.kafka.bootstrap_servers == ("a:1", "b:2")
     assert config.kafka.topics == ("x", "y")
     assert config.segment.gzip is False
+    assert config.transform.drop_events == ("scroll", "_session.stop")
+    assert config.transform.sample == {"video.play": 1.0}
     assert config.transform.mapping == {"track": {"userId": "a.b"}}
     assert [(group.field, group.each) for group in config.groups] == [("a.0", True)]
     assert config.flush.max_bytes == 400_000
@@ -177,6 +181,7 @@ def test_what_the_example_comments_out_is_valid(
     defaults = {key for key, origin in config.origins.items() if origin == "default"}
     assert defaults == {"kafka.topics", "dead_letter.topic"}
     assert config.transform.mapping == {"track": {"context": {"ip": "attributes.ip"}}}
+    assert config.transform.sample == {"scroll": 0.1, "click": 0.5}
 
 
 # --- values ---
@@ -428,6 +433,22 @@ def test_all_mistakes_are_told_at_once(file: Path) -> None:
         ('[aggregate]\nsuppress_for = "1s"', "aggregate.suppress_for: unknown setting"),
         ('flush = "1s"', "flush: must be a table"),
         ("[transform]\nmapping = 1", "transform.mapping = 1: must be a table"),
+        ("[transform]\ndrop_events = 1", "transform.drop_events = 1: must be a list of texts"),
+        (
+            '[transform]\ndrop_traits = [""]',
+            'transform.drop_traits = [""]: must be a list of texts',
+        ),
+        ("[transform]\ndrop_properties = [5]", "transform.drop_properties = [5]: must be a list"),
+        (
+            "[transform]\ndrop_trait = []",
+            "transform.drop_trait: unknown setting; did you mean transform.drop_traits?",
+        ),
+        ("[transform]\nsample = 0.1", "transform.sample = 0.1: must be a table of event types"),
+        ("[transform.sample]\nx = 1.1", "transform.sample.x: must be a share of users"),
+        ('[transform.sample]\n"a.b" = nan', 'transform.sample."a.b": must be a share of users'),
+        ("[transform.sample]\na.b = 0.5", "transform.sample.a: must be a share of users"),
+        ("[transform.sample]\nx = true", "transform.sample.x: must be a share of users"),
+        ('[transform.sample]\nx = "1"', "transform.sample.x: must be a share of users"),
         ("groups = 1", "groups = 1: must be tables [[groups]]"),
         ('"a\\nb" = 1', r'"a\nb": unknown setting'),
     ],
@@ -604,8 +625,142 @@ def test_a_write_key_is_required_to_send(key: str | None, file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         require_write_key(config)
     assert str(caught.value) == (
-        f"no Segment write key: set segment.write_key in {file}, or SEGMENT_API_WRITE_KEY"
+        f"no Segment write key: set segment.write_key in {file}, or SEGMENT_API_WRITE_KEY, or"
+        " extra.altis.modules.analytics.integrations.segment.api_key in a composer.json given with --altis"
     )
+
+
+# --- Altis's composer.json ---
+
+PLACE = "extra.altis.modules.analytics.integrations.segment"
+
+
+def composer(folder: Path, segment: Any) -> Path:
+    """A composer.json with what Altis's Segment integration is given, among other things."""
+    path = folder / "composer.json"
+    analytics = {"native": True, "integrations": {"segment": segment, "other": {"api_key": 5}}}
+    altis = {"modules": {"analytics": analytics, "cms": False}, "environments": []}
+    path.write_text(json.dumps({"name": "a/site", "require": {}, "extra": {"altis": altis}}))
+    return path
+
+
+def key_of(config: Config) -> str | None:
+    key = config.segment.write_key
+    return None if key is None else key.get_secret_value()
+
+
+def test_the_configuration_of_altis_lies_below_file_variables_and_flags(
+    tmp_path: Path, file: Path
+) -> None:
+    altis = composer(tmp_path, {"enabled": False, "api_key": SECRET, "region": "x"})
+    config = load_config(None, None, {}, altis)
+    assert (config.segment.enabled, key_of(config)) == (False, SECRET)
+    assert config.origins["segment.enabled"] == config.origins["segment.write_key"] == str(altis)
+    assert config.origins["segment.region"] == "default"
+    assert (config.file, config.altis, config.files) == (None, str(altis), [str(altis)])
+
+    file.write_text('[segment]\nenabled = true\nwrite_key = "from-toml"')
+    config = load_config(file, None, {}, altis)
+    assert (config.segment.enabled, key_of(config)) == (True, "from-toml")
+    assert config.origins["segment.write_key"] == str(file)
+    assert config.files == [str(file), str(altis)]
+
+    config = load_config(file, None, {"SEGMENT_API_WRITE_KEY": "from-variable"}, altis)
+    assert key_of(config) == "from-variable"
+    assert config.origins["segment.write_key"] == "SEGMENT_API_WRITE_KEY"
+
+
+@pytest.mark.parametrize(
+    ("segment", "enabled", "key"),
+    [
+        (True, True, None),
+        (False, False, None),
+        (None, True, None),
+        ({}, True, None),
+        ([], True, None),
+        ({"enabled": None, "api_key": None}, True, None),
+        ({"api_key": "  k\n"}, True, "k"),
+        ({"enabled": True, "api_key": ""}, True, None),
+        ({"enabled": False}, False, None),
+    ],
+)
+def test_what_altis_may_say(segment: Any, enabled: bool, key: str | None, tmp_path: Path) -> None:
+    """True or false in place of the object, and what says nothing: missing, null, empty."""
+    config = load_config(None, None, {}, composer(tmp_path, segment))
+    assert (config.segment.enabled, key_of(config)) == (enabled, key)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"extra": []},
+        {"extra": {"altis": {"modules": {"analytics": True}}}},
+        {"extra": {"altis": {"modules": {"analytics": {"integrations": "x"}}}}},
+    ],
+)
+def test_all_else_in_the_file_is_altis_own(document: Any, tmp_path: Path) -> None:
+    path = tmp_path / "composer.json"
+    path.write_text(json.dumps(document))
+    config = load_config(None, None, {}, path)
+    assert config.model_dump() == load_config(None, None, {}).model_dump()
+    assert set(config.origins.values()) == {"default"}
+
+
+@pytest.mark.parametrize(
+    ("segment", "says"),
+    [
+        (SECRET, f"{PLACE}: must be an object, or true or false"),
+        ([SECRET], f"{PLACE}: must be an object, or true or false"),
+        ({"enabled": "true"}, f"{PLACE}.enabled: must be true or false"),
+        ({"enabled": 1, "api_key": SECRET}, f"{PLACE}.enabled: must be true or false"),
+        ({"api_key": [SECRET]}, f"{PLACE}.api_key: must be text in quotes"),
+        ({"api_key": f"{SECRET} x"}, f"{PLACE}.api_key: must be printable ASCII"),
+    ],
+)
+def test_a_wrong_value_names_file_and_key_and_shows_no_secret(
+    segment: Any, says: str, tmp_path: Path
+) -> None:
+    path = composer(tmp_path, segment)
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, None, {}, path)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{path}: {says}")
+    assert SECRET not in line
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (f'{{\n"api_key": "{SECRET}",\n}}'.encode(), ", line 3: not valid JSON: "),
+        (b"", ", line 1: not valid JSON: "),
+        (b'["%s"]' % SECRET.encode(), ": must be a JSON object"),
+        (b'{"a": "\xff"}', ": JSON is UTF-8, and the byte at 7 isn't"),
+        (b'{"a": %s}' % (b"9" * 5000), ": JSON that can't be read"),
+        (None, ": no such file"),
+    ],
+)
+def test_a_file_that_is_no_composer_json_is_named(
+    content: bytes | None, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "composer.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, None, {}, path)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{path}{says}")
+    assert SECRET not in line
+    assert caught.value.__context__ is None or content is None
+
+
+def test_mistakes_of_altis_and_of_others_are_said_together(tmp_path: Path, file: Path) -> None:
+    altis = composer(tmp_path, {"enabled": 1, "api_key": 2})
+    file.write_text("[flush]\nmax_calls = 0")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, None, {"STREAMER_FLUSH__X": "1"}, altis)
+    assert len(str(caught.value).splitlines()) == 4
 
 
 # --- connections ---

@@ -20,7 +20,7 @@ from streamer.cli import SUMMARIES, load
 from streamer.config import SETTINGS, load_config
 from streamer.core.account import Account
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
-from streamer.core.model import CALL_TYPES, Reason
+from streamer.core.model import CALL_TYPES, FilterReason, Reason
 from streamer.metrics import TRIGGERS, Metrics, Readings
 from streamer.mock_segment.faults import KINDS
 from streamer.pipeline import make_transform
@@ -282,6 +282,11 @@ def test_the_keys_without_a_source_in_the_document_are_those_of_the_code() -> No
 def test_every_reason_stands_in_the_document() -> None:
     rows = _rows(_section(MAPPING, "## Reasons"))
     assert [row[0].strip("`") for row in rows] == [str(reason) for reason in Reason]
+
+
+def test_every_reason_to_filter_stands_in_the_document() -> None:
+    rows = _rows(_section(MAPPING, "## What isn't forwarded"))
+    assert [row[0].strip("`") for row in rows] == [str(reason) for reason in FilterReason]
 
 
 def test_every_callback_stands_in_the_document() -> None:

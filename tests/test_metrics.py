@@ -23,6 +23,7 @@ from streamer.core.batch import Batch, Limits
 from streamer.core.model import (
     CALL_TYPES,
     Delivered,
+    FilterReason,
     Misconfigured,
     Reason,
     Refused,
@@ -80,6 +81,7 @@ EXPECTED: dict[str, tuple[str, list[dict[str, str]]]] = {
         [
             {"outcome": "delivered", "reason": ""},
             *({"outcome": "dead_lettered", "reason": str(reason)} for reason in Reason),
+            *({"outcome": "filtered", "reason": str(reason)} for reason in FilterReason),
         ],
     ),
     "events_released": ("counter", [{}]),

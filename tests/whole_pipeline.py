@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from kafka_broker.topics import Kafka, ToProduce, fresh_name
 from reference.interpreter import Interpreter
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
-from streamer.core.model import Reason
+from streamer.core.model import FilterReason, Reason
 from streamer.mock_segment import Fault, MockSegment
 
 if TYPE_CHECKING:
@@ -115,11 +115,13 @@ class Stage:
         kafka: the cluster.
         settings: environment variables of every member, over those of the stage.
         faults: of the mock, from the start.
+        excluded: what the settings keep back, as the interpreter takes it.
     """
 
     kafka: Kafka
     settings: Mapping[str, str] = field(default_factory=dict)
     faults: Iterable[Fault] = ()
+    excluded: Mapping[str, Any] = field(default_factory=dict)
     group: str = field(default_factory=lambda: fresh_name("group"))
     topic: str = ""
     dead_letters: str = ""
@@ -188,8 +190,8 @@ class Stage:
     ) -> None:
         """The one assertion.
 
-        - What was produced is accounted for: each record is a delivered page or track call, or a dead letter with its
-          reason, key, value, timestamp and headers.
+        - What was produced is accounted for: each record is a delivered page or track call, or filtered, or a dead
+          letter with its reason, key, value, timestamp and headers.
         - The mock accepted each expected page and track call exactly once, and nothing else of that kind; it discarded
           nothing.
         - Each profile ends with the traits that the input ends with.
@@ -200,7 +202,7 @@ class Stage:
             refused: ids of calls that the mock refuses by a fault: each is a dead letter of the kind `call`.
             once: whether one member did everything: then nothing may have been sent twice, and its counts are exact.
         """
-        expected = _expect(self.produced)
+        expected = _expect(self.produced, self.excluded)
         accepted = Counter(
             line.message_id
             for line in self.segment.lines
@@ -246,7 +248,7 @@ class Stage:
                 _assert_balances(await member.metrics())
         if once:
             (member,) = self.members
-            _assert_agrees(await member.metrics(), self, len(expected.rejects), len(refused))
+            _assert_agrees(await member.metrics(), self, expected, len(refused))
 
 
 @dataclass
@@ -256,18 +258,20 @@ class _Expected:
     Attributes:
         mains: id of each page and track call to its type.
         rejects: partition and offset of each record that can't become calls, with the reason and the record.
+        filtered: how many records are kept back, by reason.
         users, groups: the traits in which each profile ends.
     """
 
     mains: dict[str, str] = field(default_factory=dict)
     rejects: dict[tuple[int, int], tuple[str, ToProduce]] = field(default_factory=dict)
+    filtered: Counter[str] = field(default_factory=Counter)
     users: dict[str, dict[str, Any]] = field(default_factory=dict)
     groups: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
 
-def _expect(produced: Iterable[Produced]) -> _Expected:
+def _expect(produced: Iterable[Produced], excluded: Mapping[str, Any]) -> _Expected:
     group = {"field": GROUP_FIELD, "traits": GROUP_TRAITS, "each": True}
-    interpreter = Interpreter(WRITE_KEY, default_mapping(), [group], BUILTIN_CALLBACKS)
+    interpreter = Interpreter(WRITE_KEY, default_mapping(), [group], BUILTIN_CALLBACKS, **excluded)
     expected = _Expected()
     partitions: dict[str, int] = {}
     for place in produced:
@@ -275,6 +279,9 @@ def _expect(produced: Iterable[Produced]) -> _Expected:
         calls = interpreter.calls(record.value, record.timestamp_ms or -1)
         if isinstance(calls, Reason):
             expected.rejects[place.partition, place.offset] = (calls, record)
+            continue
+        if isinstance(calls, FilterReason):
+            expected.filtered[calls] += 1
             continue
         for call in calls:
             user = str(call.get("userId", call.get("anonymousId")))
@@ -300,12 +307,17 @@ def _assert_balances(metrics: Counter[tuple[str, ...]]) -> None:
 
 
 def _assert_agrees(
-    metrics: Counter[tuple[str, ...]], stage: Stage, rejects: int, refused: int
+    metrics: Counter[tuple[str, ...]], stage: Stage, expected: _Expected, refused: int
 ) -> None:
     """The counts of the one member are those of the input and of the mock."""
+    rejects = len(expected.rejects)
+    filtered = {
+        str(r): metrics["streamer_events_settled_total", "filtered", r] for r in FilterReason
+    }
+    assert filtered == {str(r): expected.filtered[r] for r in FilterReason}
     assert _sum(metrics, "streamer_events_consumed_total") == len(stage.produced)
     assert _sum(metrics, "streamer_events_settled_total", "dead_lettered") == rejects + refused
-    delivered = len(stage.produced) - rejects - refused
+    delivered = len(stage.produced) - rejects - refused - expected.filtered.total()
     assert metrics["streamer_events_settled_total", "delivered", ""] == delivered
     assert metrics["streamer_events_released_total",] == 0
     assert metrics["streamer_inflight_events",] == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from inspect import getdoc
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +26,17 @@ SUMMARIES = {
 }
 """Every command and what `streamer --help` says of it. `mock-segment` is the function `mock_segment` of the module
 `streamer.cli.mock_segment`, and so on."""
+
+
+AltisOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--altis",
+        metavar="FILE",
+        help="Altis's composer.json, of which the Segment integration's enabled and api_key are taken, below all else.",
+    ),
+]
+"""The option of the commands that read the configuration."""
 
 
 class _Commands(TyperGroup):

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from streamer.backlog import Backlog, Calls, count, look, stand
 from streamer.bootstrap import failure, hangs_up
+from streamer.cli import AltisOption
 from streamer.config import effective, load_config, require_write_key
 from streamer.dead_letter import FileSink
 from streamer.errors import StartError
@@ -47,6 +48,7 @@ def check(
             help="The TOML file; without it, only the environment counts.",
         ),
     ] = None,
+    altis: AltisOption = None,
     offline: Annotated[bool, typer.Option("--offline", help="Don't reach for Kafka.")] = False,
 ) -> None:
     """Check the configuration, that Kafka can be reached, and what a start would read and cost.
@@ -54,7 +56,7 @@ def check(
     Prints every setting in effect and where it came from. Exits with status 2 and says why if `streamer run` couldn't
     do its work with them.
     """
-    settings = load_config(config)
+    settings = load_config(config, altis=altis)
     _print_settings(settings)
     write_key = require_write_key(settings) if settings.segment.enabled else "none"
 
@@ -74,7 +76,7 @@ def check(
 
 def _print_settings(settings: Config) -> None:
     rows = effective(settings)
-    if settings.file is None:
+    if not settings.files:
         typer.echo("no file was read: --config names one\n")
 
     console = Console()

@@ -12,6 +12,7 @@ from typing import Annotated
 import structlog
 import typer
 
+from streamer.cli import AltisOption
 from streamer.config import Config, load_config
 from streamer.logs import configure
 from streamer.pipeline import Pipeline
@@ -23,6 +24,7 @@ def run(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="The TOML file with the settings.")
     ] = None,
+    altis: AltisOption = None,
     interval: Annotated[str | None, typer.Option(help="Overrides flush.interval.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Overrides flush.concurrency.")] = None,
     port: Annotated[int | None, typer.Option(help="Overrides server.port.")] = None,
@@ -33,10 +35,13 @@ def run(
     settings = load_config(
         config,
         {"flush.interval": interval, "flush.concurrency": concurrency, "server.port": port},
+        altis=altis,
     )
     configure(log_level, secrets=secrets_of(settings))
     if not settings.segment.enabled:
-        log.info("segment.enabled is false: nothing to do")
+        log.info(
+            "segment.enabled is false: nothing to do", set_in=settings.origins["segment.enabled"]
+        )
         return
     asyncio.run(forward(settings))
 
@@ -71,6 +76,7 @@ async def forward(settings: Config) -> None:
         "stopped",
         consumed=account.consumed.total(),
         delivered=account.delivered,
+        filtered=account.filtered.total(),
         dead_lettered=account.dead_lettered.total(),
         released=account.released,
     )

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import orjson
 import typer
 
+from streamer.cli import AltisOption
 from streamer.config import load_config
-from streamer.core.model import Reject
+from streamer.core.model import Filtered, Reject
 from streamer.errors import StartError
 from streamer.pipeline import make_transform
 
@@ -40,6 +41,7 @@ def transform(
             help="TOML file with the mapping and the groups; without it the default mapping.",
         ),
     ] = None,
+    altis: AltisOption = None,
     show_code: Annotated[
         bool,
         typer.Option(
@@ -49,11 +51,12 @@ def transform(
 ) -> None:
     """Turn events into Segment calls: one JSON array of calls for each line.
 
-    Rejected lines are said on standard error with their reason; the exit status is 1 if there were any. With the
+    Rejected lines are said on standard error with their reason; the exit status is 1 if there were any. An event that
+    the settings keep back is an empty array: none of its calls is sent, and that is as it should be. With the
     same write key, page and track calls have the messageIds that `streamer run` sends; identify and group calls get
     another one each time. A line has no Kafka timestamp: an event without a usable one of its own is rejected.
     """
-    settings = load_config(config)
+    settings = load_config(config, altis=altis)
     write_key = settings.segment.write_key
     key = "" if write_key is None else write_key.get_secret_value()
     compiled = make_transform(settings, key or PLACEHOLDER_WRITE_KEY)
@@ -90,6 +93,10 @@ def _transform(lines: Iterable[bytes], compiled: Transform) -> int:
             output.flush()  # so that the two streams stay in step on a terminal
             typer.echo(f"line {number}: {calls.reason}: {calls.detail}", err=True)
         else:
-            output.write(orjson.dumps(calls, option=orjson.OPT_APPEND_NEWLINE))
+            output.write(
+                orjson.dumps(
+                    [] if isinstance(calls, Filtered) else calls, option=orjson.OPT_APPEND_NEWLINE
+                )
+            )
     output.flush()
     return rejected

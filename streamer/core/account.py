@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from streamer.core.model import CALL_TYPES
 
 if TYPE_CHECKING:
-    from streamer.core.model import Reason
+    from streamer.core.model import FilterReason, Reason
 
 
 def _per_type() -> dict[str, int]:
@@ -33,7 +33,7 @@ class Account:
         consumed: records read, by topic.
         consumed_bytes: bytes of their values, by topic.
         delivered: records whose main call Segment accepted.
-        filtered: records of which hooks or settings left no call, by reason.
+        filtered: records of which settings left no call, by reason.
         dead_lettered: records that became dead letters, by reason, counted when the dead letter was acknowledged.
         released: records whose generation ended before their fate was decided; they are read again.
         in_flight: records whose fate isn't decided.
@@ -147,6 +147,13 @@ class Ledger:
         if self.ended:
             return
         self._account.dead_lettered[reason] += 1
+        self._end_records(1)
+
+    def filtered(self, reason: FilterReason) -> None:
+        """Note a record of which no calls are to be made."""
+        if self.ended:
+            return
+        self._account.filtered[reason] += 1
         self._end_records(1)
 
     def end(self) -> None:

@@ -6,7 +6,8 @@ up once however many leaves of the identify and the main call want it.
 
 The functions of that module:
 
-    page_calls, track_calls(event, timestamp_ms, record_hash)         -> Formatted: identify, groups, page or track
+    page_calls, track_calls(event, timestamp_ms, record_hash)         -> Formatted: identify, groups, page or track;
+                                                                         or Filtered
     group_N_ids(event)                                                -> the groupIds that group map N finds
     group_N(event, timestamp_ms, record_hash, group_id, ...)          -> Contribution; the rest is made for identify
 
@@ -20,13 +21,14 @@ from __future__ import annotations
 import keyword
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from streamer.core.exclude import Exclusions, in_sample, without
 from streamer.core.mapping import (
     TEXT_KEYS,
     Branch,
@@ -37,6 +39,7 @@ from streamer.core.mapping import (
     Nothing,
     Path,
     Static,
+    Without,
     group_tree,
     index_of,
     milliseconds_to_iso8601,
@@ -44,12 +47,22 @@ from streamer.core.mapping import (
     resolve_callback,
     text,
 )
-from streamer.core.model import CALL_TYPES, Contribution, Formatted, Reason, Reject
+from streamer.core.model import (
+    CALL_TYPES,
+    Contribution,
+    Filtered,
+    FilterReason,
+    Formatted,
+    Reason,
+    Reject,
+)
 from streamer.core.validate import MAX_CALL_BYTES, not_an_object, not_text, too_large
 from streamer.errors import MappingError
 
 if TYPE_CHECKING:
     from hashlib import blake2b
+
+    from streamer.core.exclude import Drops
 
 
 class Rejected(Exception):  # noqa: N818 - no error: it carries an expected outcome out of generated code
@@ -75,8 +88,8 @@ class Compiled:
     """
 
     source: str
-    page_calls: Callable[[dict[str, Any], int, blake2b], Formatted]
-    track_calls: Callable[[dict[str, Any], int, blake2b], Formatted]
+    page_calls: Callable[[dict[str, Any], int, blake2b], Formatted | Filtered]
+    track_calls: Callable[[dict[str, Any], int, blake2b], Formatted | Filtered]
 
 
 def compile_mapping(
@@ -84,6 +97,7 @@ def compile_mapping(
     groups: Sequence[GroupMap],
     callbacks: Mapping[str, Callback],
     key_hash: blake2b,
+    exclusions: Exclusions,
 ) -> Compiled:
     """Compile a mapping.
 
@@ -92,26 +106,28 @@ def compile_mapping(
         groups: the group maps, in order.
         callbacks: every callback by its name.
         key_hash: an empty hash, keyed with the write key: what a mapped messageId is hashed with.
+        exclusions: what isn't forwarded.
 
     Raises:
         MappingError: a tree breaks the grammar, or can't make a call that Segment would keep.
     """
+    drops = exclusions.drops()
     trees = {
-        name: _parse_call(mapping.get(name), name, f"transform.mapping.{name}", callbacks)
+        name: _parse_call(mapping.get(name), name, f"transform.mapping.{name}", callbacks, drops)
         for name in CALL_TYPES
     }
     module = _Module(trees, callbacks)
     for number, group_map in enumerate(groups):
         place = f"groups[{number}]"
         tree = _parse_call(
-            group_tree(mapping["group"], group_map, place), "group", place, callbacks
+            group_tree(mapping["group"], group_map, place), "group", place, callbacks, drops
         )
         each = bool(group_map.get("each"))
         field = str(group_map.get("field", group_map.get("groupId")))
         role = b"\0group\0%s\0%d" % (field.encode(), number)
         module.group(f"group_{number}", tree, role=role, each=each)
     for call_type in ("page", "track"):
-        module.calls(call_type, len(groups))
+        module.calls(call_type, len(groups), exclusions)
 
     source = module.source()
     namespace = {**_NAMESPACE, **module.callbacks, "key_hash": key_hash}
@@ -125,12 +141,16 @@ def compile_mapping(
 
 
 def _parse_call(
-    tree: object, call_type: str, place: str, callbacks: Mapping[str, Callback]
+    tree: object,
+    call_type: str,
+    place: str,
+    callbacks: Mapping[str, Callback],
+    drops: Drops,
 ) -> dict[str, Node]:
-    """Parse the tree of a call to a node for each key, and hold it to what Segment must have."""
+    """Parse the tree of a call to a node for each key, less what is dropped, and hold it to what Segment must have."""
     if not isinstance(tree, Mapping):
         raise MappingError(f"{place}: expected the tree of a call, a dict; found {tree!r:.80}")
-    call = parse(tree, place, callbacks)
+    call = without(parse(tree, place, callbacks), drops)
     nodes = dict(call.items) if isinstance(call, Branch) else {}
     if nodes.get("type") != Static(call_type):
         raise MappingError(
@@ -180,17 +200,19 @@ class _Module:
     def source(self) -> str:
         return "\n\n\n".join(function.text() for function in self._functions) + "\n"
 
-    def calls(self, main_type: str, groups: int) -> None:
+    def calls(self, main_type: str, groups: int, exclusions: Exclusions) -> None:
         """Write what makes all calls of a record.
 
         Args:
             main_type: `page` or `track`: its main call.
             groups: how many group maps there are.
+            exclusions: what isn't forwarded.
         """
         name = f"{main_type}_calls"
         function = self._function(name, ["event", "timestamp_ms", "record_hash"])
         function.line(f'"""Make the calls of a record whose main call is a {main_type} call."""')
         identify = self._trees["identify"]
+        function.filters(main_type, identify, exclusions)
         self._contribution(function, "identify", identify, b"\0identify")
         function.line("contributions = (contribution,)")
         names = ", ".join(_VARIABLES.get(key, key) for key in self._common)
@@ -203,7 +225,8 @@ class _Module:
         self._share(function, tree)
         # Traits, which most mappings put into the context of the main call too: serialised once.
         traits = identify.get("traits")
-        if isinstance(traits, Merge | Branch):
+        whole = traits.node if isinstance(traits, Without) else traits
+        if traits is not None and isinstance(whole, Merge | Branch):
             function.line("traits_fragment = Fragment(traits_json) if traits else None")
             function.fragments[traits] = "traits_fragment"
         for key, node in function.begin(main_type, tree):
@@ -396,13 +419,15 @@ class _Function:
             self._spliced[node] = name
         return self._spliced[node]
 
-    def _in_python(self, node: Path | Merge | Branch, *place: str) -> str:
+    def _in_python(self, node: Path | Merge | Branch | Without, *place: str) -> str:
         """Make a node's value as `value` does, but never as a piece of JSON."""
         if node not in self._variables:
             if isinstance(node, Path):
                 self._variables[node] = self._path_value(node)
             elif isinstance(node, Merge):
                 self._variables[node] = self._merge(node, *place)
+            elif isinstance(node, Without):
+                self._variables[node] = self._without(node, *place)
             else:
                 self._variables[node] = self._branch(node, *place)
         return self._variables[node]
@@ -430,6 +455,12 @@ class _Function:
         self.line(f"{name} = merged({', '.join(parts)})")
         return name
 
+    def _without(self, node: Without, *place: str) -> str:
+        value = self._in_python(node.node, *place)
+        name = self._variable(*place, "kept")
+        self.line(f"{name} = kept({value}, {_literal(node.drops)})")
+        return name
+
     def _branch(self, branch: Branch, *place: str) -> str:
         name = self._variable(*place)
         self._comment(".".join(place))
@@ -454,6 +485,8 @@ class _Function:
             self.line(f"{place} = {value}")
             return
         kept = value
+        if isinstance(node, Without):
+            node = node.node
         if isinstance(node, Path) and not self._is_time(node):  # empty text, 0 and false are kept
             kept = f"{value} or ({value} is not None and {value} not in EMPTY)"
         self.line(f"if {kept}:")
@@ -466,6 +499,37 @@ class _Function:
             and node.callback is not None
             and self._callback(node.callback) == "milliseconds_to_iso8601"
         )
+
+    # --- what isn't forwarded
+
+    def filters(self, main_type: str, identify: Mapping[str, Node], exclusions: Exclusions) -> None:
+        """Give a record back of which no calls are to be made, as far as that is set for records of this kind."""
+
+        def concerned(event_types: Iterable[str]) -> list[str]:
+            return sorted(
+                name for name in event_types if (name == "pageView") is (main_type == "page")
+            )
+
+        events, sample = concerned(exclusions.events), concerned(exclusions.sample)
+        if not events and not sample:
+            return
+        event_type = self._path(("event_type",))
+        if events:
+            self.line(f"if type({event_type}) is str and {event_type} in {{{_listed(events)}}}:")
+            self.line("    return DROPPED_EVENT")
+        if sample:
+            ids = [
+                self.make(key, identify[key])
+                for key in ("userId", "anonymousId")
+                if key in identify
+            ]
+            user = " or ".join(ids)
+            shares = ", ".join(f"{name!a}: {exclusions.sample[name]!r}" for name in sample)
+            self.line(
+                f"if type({event_type}) is str and {event_type} in {{{_listed(sample)}}} and ({user}):"
+            )
+            self.line(f"    if not in_sample({event_type}, {user}, {{{shares}}}[{event_type}]):")
+            self.line("        return SAMPLED_OUT")
 
     # --- what stands at the top of a call
 
@@ -626,6 +690,14 @@ def _place(node: Node) -> str:
     return str(node) if isinstance(node, Path) else "the mapping"
 
 
+def _literal(drops: tuple[tuple[str, Any], ...]) -> str:
+    return f"{{{', '.join(f'{key!a}: {_literal(below)}' for key, below in drops)}}}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(ascii, names))
+
+
 def _identifier(name: str) -> str:
     identifier = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60] or "value"
     return (
@@ -732,6 +804,23 @@ def _is_flat(json_object: bytes) -> bool:
     return (
         json_object.find(b"[") < 0 and json_object.find(b"{", 1) < 0 and b"null" not in json_object
     )
+
+
+def _kept(value: Any, drops: Drops) -> Any:  # noqa: ANN401 - any JSON value
+    """Give an object less what is dropped; an object in it that this leaves empty goes with it."""
+    if type(value) is not dict or drops.keys().isdisjoint(value):
+        return value
+    kept = dict(value)
+    for key, below in drops.items():
+        if not below:
+            kept.pop(key, None)
+        elif key in kept:
+            rest = _kept(kept[key], below)
+            if rest or rest is kept[key]:
+                kept[key] = rest
+            else:
+                del kept[key]
+    return kept
 
 
 def _copied(value: Any) -> Any:  # noqa: ANN401 - any JSON value
@@ -880,6 +969,7 @@ _OBJECTS = frozenset({dict, orjson.Fragment})
 
 _NAMESPACE: dict[str, Any] = {
     "Contribution": Contribution,
+    "DROPPED_EVENT": Filtered(FilterReason.DROPPED_EVENT),
     "EMPTY": _EMPTY,
     "Formatted": Formatted,
     "Fragment": orjson.Fragment,
@@ -888,12 +978,15 @@ _NAMESPACE: dict[str, Any] = {
     "Reason": Reason,
     "Reject": Reject,
     "Rejected": Rejected,
+    "SAMPLED_OUT": Filtered(FilterReason.SAMPLED_OUT),
     "copied": _copied,
     "first_text": _first_text,
     "hash_of": _hash_of,
+    "in_sample": in_sample,
     "item": _item,
     "json_of": _json_of,
     "kafka_time": _kafka_time,
+    "kept": _kept,
     "mapped_time": _mapped_time,
     "measured": _measured,
     "merged_traits": _merged_traits,

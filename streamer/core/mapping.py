@@ -107,7 +107,20 @@ class Branch:
     items: tuple[tuple[str, Node], ...]
 
 
-Node: TypeAlias = Nothing | Static | Path | Merge | Branch
+@dataclass(frozen=True, slots=True)
+class Without:
+    """An object less some of its keys; what isn't an object stays as it is. No tree says it: settings do.
+
+    Attributes:
+        node: what makes the object.
+        drops: the keys, each with what goes inside of it: all of it if that is empty.
+    """
+
+    node: Path | Merge
+    drops: tuple[tuple[str, Any], ...]
+
+
+Node: TypeAlias = Nothing | Static | Path | Merge | Branch | Without
 """What a mapping tree is made of."""
 
 
@@ -313,10 +326,10 @@ def _parse(tree: Any, place: str, callbacks: Mapping[str, Callback], depth: int)
         for number, value in enumerate(tree):
             there = f"{place}[{number}]"
             node = _parse(value, there, callbacks, depth + 1)
-            if isinstance(node, Static | Merge):
-                raise MappingError(f"{there}: expected a path or a dict; found {_shown(value)}")
-            if not isinstance(node, Nothing):
+            if isinstance(node, Path | Branch):
                 parts.append(node)
+            elif not isinstance(node, Nothing):
+                raise MappingError(f"{there}: expected a path or a dict; found {_shown(value)}")
         return Merge(tuple(parts)) if parts else Nothing()
     raise MappingError(
         f"{place}: expected a path, a list of paths, a dict or nothing; found {_shown(tree)}"

@@ -46,6 +46,24 @@ class Reject:
     detail: str
 
 
+class FilterReason(StrEnum):
+    """Why a record isn't forwarded, by the user's own will. The set is closed: it labels metrics."""
+
+    DROPPED_EVENT = "dropped_event"  # `transform.drop_events` has its type
+    SAMPLED_OUT = "sampled_out"  # `transform.sample` has its type, and its user isn't in the sample
+
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """A record of which no calls are to be made: it is settled as it is.
+
+    Attributes:
+        reason: one of the closed set.
+    """
+
+    reason: FilterReason
+
+
 class Contribution:
     """What one record says of a profile: its identify call, or one of its group calls.
 

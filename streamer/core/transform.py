@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from streamer.core.compile import Rejected, compile_mapping
+from streamer.core.exclude import Exclusions
 from streamer.core.mapping import (
     BUILTIN_CALLBACKS,
     Callback,
@@ -15,7 +16,7 @@ from streamer.core.mapping import (
     default_mapping,
     kind,
 )
-from streamer.core.model import Formatted, Reason, Reject
+from streamer.core.model import Filtered, Formatted, Reason, Reject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ class Transform:
         mapping: Mapping[str, Any] | None = None,
         groups: Sequence[GroupMap] = (),
         callbacks: Mapping[str, Callback] | None = None,
+        exclusions: Exclusions | None = None,
     ) -> None:
         """Compile the mapping.
 
@@ -47,6 +49,7 @@ class Transform:
             mapping: the tree of each type of call; None for `default_mapping()`.
             groups: the group maps, in order.
             callbacks: callbacks by the names that leaves give them, besides the built-in ones.
+            exclusions: what isn't forwarded; None if everything is.
 
         Raises:
             MappingError: a tree breaks the grammar.
@@ -60,12 +63,13 @@ class Transform:
             groups,
             {**BUILTIN_CALLBACKS, **(callbacks or {})},
             self._key_hash,
+            exclusions or Exclusions(),
         )
         self.source = compiled.source
         self._page_calls = compiled.page_calls
         self._track_calls = compiled.track_calls
 
-    def format(self, value: bytes | None, timestamp_ms: int) -> Formatted | Reject:
+    def format(self, value: bytes | None, timestamp_ms: int) -> Formatted | Reject | Filtered:
         """Make a record's calls, on the fast path.
 
         Args:
@@ -73,7 +77,8 @@ class Transform:
             timestamp_ms: Kafka's timestamp of the record, negative if it has none.
 
         Returns:
-            the calls, each of which Segment would keep; or why there are none. Nothing is raised, whatever the value.
+            the calls, each of which Segment would keep; or why there are none: they can't be made, or aren't to be.
+            Nothing is raised, whatever the value.
         """
         stripped = value.strip() if value is not None else b""
         if not stripped:
@@ -95,7 +100,9 @@ class Transform:
         except Rejected as rejected:
             return rejected.reject
 
-    def calls(self, value: bytes | None, timestamp_ms: int) -> list[dict[str, Any]] | Reject:
+    def calls(
+        self, value: bytes | None, timestamp_ms: int
+    ) -> list[dict[str, Any]] | Reject | Filtered:
         """Make a record's calls as plain dicts that share no objects, for who wants to look at them or change them.
 
         A call has to be serialised in any case, to know that Segment takes it; reading that back is the fastest way
@@ -109,7 +116,7 @@ class Transform:
             the calls in order, each with its messageId; or why there are none.
         """
         formatted = self.format(value, timestamp_ms)
-        if isinstance(formatted, Reject):
+        if not isinstance(formatted, Formatted):
             return formatted
         calls = [orjson.loads(one.render()) for one in formatted.contributions]
         calls.append(orjson.loads(formatted.main))

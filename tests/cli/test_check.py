@@ -109,6 +109,42 @@ def test_a_disabled_segment_needs_no_key(
     assert "segment.enabled is false" in capsys.readouterr().out
 
 
+def composer(folder: Path, segment: bytes) -> Path:
+    path = folder / "composer.json"
+    path.write_bytes(
+        b'{"extra":{"altis":{"modules":{"analytics":{"integrations":{"segment":%s}}}}}}' % segment
+    )
+    return path
+
+
+def test_a_key_from_altis_is_told_from_where_and_never_what(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    altis = composer(tmp_path, b'{"api_key":"%s"}' % KEY.encode())
+    check(altis=altis, offline=True)
+    out = capsys.readouterr().out
+    assert re.search(rf"segment\.write_key +set, from {altis} +{altis}", out)
+    assert "no file was read" not in out
+    assert KEY not in out
+
+
+def test_altis_may_disable_segment_and_a_file_enable_it_again(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    altis = composer(tmp_path, b"false")
+    check(altis=altis, offline=True)
+    assert "segment.enabled is false" in capsys.readouterr().out
+    file.write_text(file.read_text().replace("[segment]\n", "[segment]\nenabled = true\n"))
+    check(file, altis, offline=True)
+    assert "segment.enabled is false" not in capsys.readouterr().out
+
+
+def test_altis_without_a_key_is_told_where_to_set_one(tmp_path: Path) -> None:
+    altis = composer(tmp_path, b"true")
+    with pytest.raises(ConfigError, match=rf"SEGMENT_API_WRITE_KEY, or .*api_key in {altis}"):
+        check(altis=altis, offline=True)
+
+
 def test_a_mapping_that_breaks_the_grammar(file: Path) -> None:
     """A mapping is compiled, so that a mistake in it shows before anything runs."""
     file.write_text(file.read_text() + '[transform.mapping.track]\nuserId = "a|nobody_made_this"\n')

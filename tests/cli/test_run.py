@@ -101,6 +101,15 @@ def running(*arguments: str, **variables: str) -> Iterator[Running]:
         service.close()
 
 
+def composer(folder: Path, segment: bytes) -> Path:
+    """A composer.json as Altis has it."""
+    path = folder / "composer.json"
+    path.write_bytes(
+        b'{"extra":{"altis":{"modules":{"analytics":{"integrations":{"segment":%s}}}}}}' % segment
+    )
+    return path
+
+
 def only_sentence(ended: subprocess.CompletedProcess[str]) -> str:
     """What a mistake is answered with: one line, without a traceback, and status 2."""
     assert ended.returncode == 2, ended.stderr
@@ -181,7 +190,37 @@ def test_disabled() -> None:
     ended = run(STREAMER_SEGMENT__ENABLED="false", SEGMENT_API_WRITE_KEY="")
     assert ended.returncode == 0
     [line] = ended.stderr.splitlines()
+    said = json.loads(line)
+    assert said["event"] == "segment.enabled is false: nothing to do"
+    assert said["set_in"] == "STREAMER_SEGMENT__ENABLED"
+
+
+@pytest.mark.parametrize("segment", [b"false", b'{"enabled":false,"api_key":"%s"}' % KEY.encode()])
+def test_disabled_by_altis(segment: bytes, tmp_path: Path) -> None:
+    """Likewise, and says where."""
+    altis = composer(tmp_path, segment)
+    ended = run("--altis", str(altis), SEGMENT_API_WRITE_KEY="")
+    assert ended.returncode == 0
+    [line] = ended.stderr.splitlines()
     assert json.loads(line)["event"] == "segment.enabled is false: nothing to do"
+    assert json.loads(line)["set_in"] == str(altis)
+    assert KEY not in ended.stderr
+
+
+def test_enabled_by_altis_without_a_key(tmp_path: Path) -> None:
+    """Names the three ways to set one."""
+    altis = composer(tmp_path, b"true")
+    line = only_sentence(run("--altis", str(altis), SEGMENT_API_WRITE_KEY=""))
+    assert "segment.write_key" in line
+    assert "SEGMENT_API_WRITE_KEY" in line
+    assert f"extra.altis.modules.analytics.integrations.segment.api_key in {altis}" in line
+
+
+def test_a_composer_json_that_is_none(tmp_path: Path) -> None:
+    """Names the file and the line."""
+    altis = tmp_path / "composer.json"
+    altis.write_text("{\n")
+    assert f"{altis}, line 2: not valid JSON" in only_sentence(run("--altis", str(altis)))
 
 
 # --- without Kafka --------------------------------------------------------------------------------

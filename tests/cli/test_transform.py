@@ -71,6 +71,41 @@ def test_the_configuration_gives_mapping_groups_and_write_key(tmp_path: Path) ->
     assert track["context"]["ip"] == "::1"
 
 
+def test_what_is_not_forwarded_is_an_empty_array_and_no_mistake(tmp_path: Path) -> None:
+    config = tmp_path / "streamer.toml"
+    config.write_text(
+        """
+        [transform]
+        drop_events = ["click"]
+        drop_properties = ["ip"]
+        sample = { share = 0 }
+        """
+    )
+    dropped, sampled = GOOD.replace(b"scroll", b"click"), GOOD.replace(b"scroll", b"share")
+    nobody = sampled.replace(b'{"Id":"v"}', b"{}")
+    stdin = b"\n".join([dropped, GOOD, sampled, nobody, b'{"event_type":["click"]}'])
+    result = run("--config", str(config), stdin=stdin)
+    first, second, third = (json.loads(line) for line in result.stdout.splitlines())
+    assert (first, third) == ([], [])
+    assert "properties" not in second[-1]
+    assert [line.partition(": The")[0] for line in result.stderr.splitlines()] == [
+        "line 4: no_identity",
+        "line 5: no_identity",
+    ]
+    assert result.exit_code == 1
+
+
+def test_the_write_key_may_be_altis(tmp_path: Path) -> None:
+    """The ids are those that `streamer run` sends with it."""
+    altis = tmp_path / "composer.json"
+    altis.write_text(
+        '{"extra":{"altis":{"modules":{"analytics":{"integrations":{"segment":{"api_key":"wk"}}}}}}}'
+    )
+    result = run("--altis", str(altis), stdin=GOOD)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == Transform(write_key="wk").calls(GOOD, -1)
+
+
 def test_show_code_prints_the_compiled_mapping_and_reads_nothing() -> None:
     result = run("--show-code", "no-such-file")
     assert result.exit_code == 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from streamer.core.account import Account, Ledger
-from streamer.core.model import CALL_TYPES, Reason
+from streamer.core.model import CALL_TYPES, FilterReason, Reason
 
 MAIN = ("page", "track")
 FIRST_FATE = {"delivered": "delivered", "refused": "dead_lettered"}
@@ -65,6 +65,17 @@ def test_a_rejected_record_has_no_calls() -> None:
     assert account.balance() == []
 
 
+def test_a_filtered_record_is_settled_without_calls() -> None:
+    account = Account()
+    ledger = account.ledger()
+    ledger.consumed("events", 3, 10)
+    ledger.filtered(FilterReason.DROPPED_EVENT)
+    ledger.filtered(FilterReason.SAMPLED_OUT)
+    assert account.filtered == {FilterReason.DROPPED_EVENT: 1, FilterReason.SAMPLED_OUT: 1}
+    assert (account.in_flight, ledger.records) == (1, 1)
+    assert account.balance() == []
+
+
 def test_what_is_in_flight_when_its_generation_ends_is_released_once() -> None:
     account = Account()
     ledger = account.ledger()
@@ -93,6 +104,7 @@ def test_what_completes_after_the_end_counts_nowhere() -> None:
     ledger.delivered("track", 1)
     ledger.refused("track", Reason.REFUSED)
     ledger.dead_lettered(Reason.EMPTY)
+    ledger.filtered(FilterReason.SAMPLED_OUT)
     assert everything(account) == before
     assert account.balance() == []
 
@@ -204,6 +216,15 @@ class AnyFate(RuleBasedStateMachine):
             if not story.ended:
                 self.records["dead_lettered"] += 1
 
+    @rule(data=st.data())
+    def keep_back(self, data: st.DataObject) -> None:
+        story = self.story(data)
+        if story.fresh:
+            story.fresh -= 1
+            story.ledger.filtered(FilterReason.DROPPED_EVENT)
+            if not story.ended:
+                self.records["filtered"] += 1
+
     @rule(data=st.data(), fate=st.sampled_from(["delivered", "merged", "refused"]))
     def decide(self, data: st.DataObject, fate: str) -> None:
         story = self.story(data)
@@ -245,6 +266,7 @@ class AnyFate(RuleBasedStateMachine):
         records = {
             "consumed": account.consumed.total(),
             "delivered": account.delivered,
+            "filtered": account.filtered.total(),
             "dead_lettered": account.dead_lettered.total(),
             "released": account.released,
         }

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from reference.interpreter import Interpreter
 from reference.strategies import altis_events, group_maps, mappings, plain_events
+from streamer.core.exclude import Exclusions
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
-from streamer.core.model import Reason, Reject
+from streamer.core.model import Filtered, FilterReason, Reason, Reject
 from streamer.core.transform import Transform
 from streamer.errors import MappingError
 
@@ -40,8 +41,10 @@ def made(
     calls = transform.calls(value, timestamp_ms)
     expected = interpreter.calls(value, timestamp_ms)
     return (
-        calls.reason.encode() if isinstance(calls, Reject) else orjson.dumps(calls),
-        expected.encode() if isinstance(expected, Reason) else orjson.dumps(expected),
+        calls.reason.encode() if isinstance(calls, Reject | Filtered) else orjson.dumps(calls),
+        expected.encode()
+        if isinstance(expected, Reason | FilterReason)
+        else orjson.dumps(expected),
     )
 
 
@@ -54,6 +57,80 @@ def test_any_mapping_gives_what_the_interpreter_gives(
     interpreter = Interpreter("key", mapping, groups, CALLBACKS)
     compiled, interpreted = made(orjson.dumps(event), KAFKA_TIME_MS, transform, interpreter)
     assert compiled == interpreted
+
+
+def excluded(
+    events: list[str], traits: list[str], properties: list[str], sample: dict[str, float]
+) -> tuple[Exclusions, dict[str, Any]]:
+    """The same for the transform and for the interpreter."""
+    exclusions = Exclusions(frozenset(events), tuple(traits), tuple(properties), sample)
+    return exclusions, {
+        "drop_events": events, "drop_traits": traits, "drop_properties": properties, "sample": sample,
+    }  # fmt: skip
+
+
+def some_of(*names: str) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(names), max_size=3, unique=True)
+
+
+def exclusions(*keys: str) -> st.SearchStrategy[tuple[Exclusions, dict[str, Any]]]:
+    types = st.sampled_from([[], [], [], ["scroll"], ["pageView"], ["ü 'x'\n#"]])
+    shares = st.sampled_from([0.0, 0.3, 0.5, 1.0])
+    samples = st.dictionaries(st.sampled_from(["pageView", "scroll"]), shares, max_size=2)
+    return st.builds(excluded, types, some_of(*keys), some_of(*keys), samples)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(plain_events, mappings(), group_maps, exclusions("a", "b", "traits", "0", "ü 'x'\n#"))
+def test_what_is_excluded_is_what_the_interpreter_leaves_out(
+    event: dict[str, Any],
+    mapping: dict[str, Any],
+    groups: list[dict[str, Any]],
+    given_exclusions: tuple[Exclusions, dict[str, Any]],
+) -> None:
+    """From any mapping: dicts, merges, and objects taken whole."""
+    exclusions, same = given_exclusions
+    transform = Transform(
+        write_key="key", mapping=mapping, groups=groups, callbacks=CALLBACKS, exclusions=exclusions
+    )
+    interpreter = Interpreter("key", mapping, groups, CALLBACKS, **same)
+    compiled, interpreted = made(orjson.dumps(event), KAFKA_TIME_MS, transform, interpreter)
+    assert compiled == interpreted
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(altis_events, exclusions("plan", "DeviceMake", "title", "elapsed", "url"))
+def test_what_is_excluded_from_the_default_mapping_is_in_no_call(
+    event: dict[str, Any], given_exclusions: tuple[Exclusions, dict[str, Any]]
+) -> None:
+    exclusions, same = given_exclusions
+    transform = Transform(write_key="key", groups=DEFAULT_GROUPS, exclusions=exclusions)
+    interpreter = Interpreter("key", default_mapping(), DEFAULT_GROUPS, BUILTIN_CALLBACKS, **same)
+    value = orjson.dumps(event)
+    compiled, interpreted = made(value, KAFKA_TIME_MS, transform, interpreter)
+    assert compiled == interpreted
+    calls = transform.calls(value, KAFKA_TIME_MS)
+    for call in calls if isinstance(calls, list) else []:
+        context = call.get("context", {})
+        for where, place, names in (
+            (call, "traits", exclusions.traits),
+            (context, "traits", exclusions.traits),
+            (call, "properties", exclusions.properties),
+            (context, "page", exclusions.properties),
+        ):
+            assert not set(names) & set(where.get(place, {}))
+            assert where.get(place) != {}
+
+
+def test_what_is_not_set_leaves_no_trace_in_the_code() -> None:
+    assert (
+        Transform(write_key="key", exclusions=Exclusions()).source
+        == Transform(write_key="key").source
+    )
+    of_pages = Transform(write_key="key", exclusions=Exclusions(frozenset({"pageView"}))).source
+    page, track = (part for part in of_pages.split("\ndef ") if "_calls(event" in part)
+    assert "DROPPED_EVENT" in page
+    assert "DROPPED_EVENT" not in track
 
 
 DEFAULT_GROUPS: list[dict[str, Any]] = [

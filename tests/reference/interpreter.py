@@ -7,14 +7,15 @@ Each function does what one row of the grammar's table says, on the tree as it i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 
-from streamer.core.model import Reason
+from streamer.core.model import FilterReason, Reason
 from streamer.core.validate import validate
 
 Callbacks = Mapping[str, Callable[[Any], Any]]
@@ -97,10 +98,30 @@ def first_element(value: Any) -> Any:
     return value
 
 
-def merge(tree: Sequence[Any], event: Any, callbacks: Callbacks) -> Any:
+Drops = Mapping[str, Any]
+"""Keys to what is taken out inside of them; of an empty one, all."""
+
+
+def less(value: Any, drops: Drops) -> Any:
+    """A value without keys; an object in it that loses all it has goes, too."""
+    if not isinstance(value, dict):
+        return value
+    left = {}
+    for key, inner in value.items():
+        if key not in drops:
+            left[key] = inner
+        elif drops[key]:
+            rest = less(inner, drops[key])
+            if rest != {} or inner == {}:
+                left[key] = rest
+    return left
+
+
+def merge(tree: Sequence[Any], event: Any, callbacks: Callbacks, drops: Drops) -> Any:
     objects, lists = [], []
+    inside = {key: below for key, below in drops.items() if below}
     for part in tree:
-        value = evaluate(part, event, callbacks)
+        value = evaluate(part, event, callbacks, inside if isinstance(part, dict) else {})
         if isinstance(value, list):
             lists.append(value)
         elif isinstance(value, dict) and isinstance(part, dict):
@@ -115,16 +136,20 @@ def merge(tree: Sequence[Any], event: Any, callbacks: Callbacks) -> Any:
     return [element for one in lists for element in one]
 
 
-def evaluate(tree: Any, event: Any, callbacks: Callbacks) -> Any:
+def evaluate(
+    tree: Any, event: Any, callbacks: Callbacks, drops: Drops = MappingProxyType({})
+) -> Any:
     if tree is None:
         return None
     if isinstance(tree, str):
-        return leaf(tree, event, callbacks)
+        return less(leaf(tree, event, callbacks), drops)
     if isinstance(tree, list):
-        return merge(tree, event, callbacks)
+        return less(merge(tree, event, callbacks, drops), drops)
     result = {}
     for key, subtree in tree.items():
-        value = evaluate(subtree, event, callbacks)
+        if drops.get(key) == {}:
+            continue
+        value = evaluate(subtree, event, callbacks, drops.get(key, {}))
         if not is_nothing(value):
             result[key] = value
     return result
@@ -150,7 +175,7 @@ def message_id(write_key: str, identity: bytes, role: bytes) -> str:
 
 
 class Interpreter:
-    """Makes the calls of a record as `Transform.calls` does, but a reason instead of a Reject."""
+    """Makes the calls of a record as `Transform.calls` does, but a reason instead of a Reject or Filtered."""
 
     def __init__(
         self,
@@ -158,13 +183,26 @@ class Interpreter:
         mapping: Mapping[str, Any],
         groups: Sequence[Mapping[str, Any]],
         callbacks: Callbacks,
+        *,
+        drop_events: Collection[str] = (),
+        drop_traits: Collection[str] = (),
+        drop_properties: Collection[str] = (),
+        sample: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.write_key = write_key
         self.mapping = mapping
         self.groups = groups
         self.callbacks = callbacks
+        self.drop_events = drop_events
+        self.sample = sample
+        traits: Drops = {key: {} for key in drop_traits}
+        properties: Drops = {key: {} for key in drop_properties}
+        self.drops = {"traits": traits, "properties": properties}
+        self.context_drops = {"traits": traits, "page": properties}
 
-    def calls(self, value: bytes | None, timestamp_ms: int) -> list[dict[str, Any]] | Reason:
+    def calls(
+        self, value: bytes | None, timestamp_ms: int
+    ) -> list[dict[str, Any]] | Reason | FilterReason:
         if value is None or value.strip() == b"":
             return Reason.EMPTY
         try:
@@ -174,7 +212,20 @@ class Interpreter:
         if not isinstance(event, dict):
             return Reason.NOT_AN_OBJECT
         record = value.strip()
+        event_type = event.get("event_type")
+        if event_type in list(self.drop_events):
+            return FilterReason.DROPPED_EVENT
         try:
+            if event_type in list(self.sample):
+                tree = self.mapping["identify"]
+                ids = [
+                    evaluate(tree.get(key), event, self.callbacks)
+                    for key in ("userId", "anonymousId")
+                ]
+                user = as_text(ids[0]) or as_text(ids[1])
+                digest = blake2b(f"{event_type}\0{user}".encode(), digest_size=8).hexdigest()
+                if user is not None and int(digest, 16) / 2**64 >= self.sample[event_type]:
+                    return FilterReason.SAMPLED_OUT
             calls = [self.call("identify", self.mapping["identify"], event, record, timestamp_ms)]
             for number, group_map in enumerate(self.groups):
                 calls += self.group_calls(number, group_map, event, record, timestamp_ms)
@@ -230,7 +281,10 @@ class Interpreter:
         places.setdefault("messageId", "")
         call: dict[str, Any] = {}
         for key, subtree in places.items():
-            value = evaluate(subtree, event, self.callbacks)
+            drops = self.drops.get(key, {})
+            if key == "context":
+                drops = {place: below for place, below in self.context_drops.items() if below}
+            value = evaluate(subtree, event, self.callbacks, drops)
             if key in TEXT_KEYS:
                 value = as_text(value)
             elif key == "timestamp" and not is_time(value):

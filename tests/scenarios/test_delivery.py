@@ -13,7 +13,6 @@ import pytest
 from kafka_broker.topics import Kafka, ToProduce
 from reference.interpreter import Interpreter
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
-from streamer.core.model import Reason
 from streamer.demo.events import generate
 from streamer.mock_segment import Fault
 from whole_pipeline import WRITE_KEY, Stage
@@ -148,7 +147,7 @@ def test_one_refused_call_in_a_full_batch_is_found_and_its_siblings_arrive(kafka
         records[2_345] = records[2_345]._replace(value=value)
         interpreter = Interpreter(WRITE_KEY, default_mapping(), [], BUILTIN_CALLBACKS)
         calls = interpreter.calls(value, 0)
-        assert not isinstance(calls, Reason)
+        assert isinstance(calls, list)
         async with Stage(kafka, faults=[Fault(kind="refuse", event="poison")]) as stage:
             await stage.produce(records)
             await stage.start()
@@ -157,5 +156,41 @@ def test_one_refused_call_in_a_full_batch_is_found_and_its_siblings_arrive(kafka
             refusals = stage.segment.stats.answers["400"]
             assert refusals <= 10, "halving a batch of 500 calls takes at most nine steps"
             await stage.assert_accounted_for(refused=frozenset({calls[-1]["messageId"]}))
+
+    asyncio.run(story())
+
+
+def test_what_the_settings_keep_back_is_filtered_accounted_for_and_committed(kafka: Kafka) -> None:
+    """Dropped types, users outside of a sample, and keys of traits and properties: none of it reaches Segment."""
+
+    async def story() -> None:
+        records = list(some(6_000, seed=8))
+        excluded = {
+            "drop_events": ["click"],
+            "sample": {"pageView": 0.4},
+            "drop_traits": ["Email", "country"],
+            "drop_properties": ["url"],
+        }
+        settings = {
+            "STREAMER_TRANSFORM__DROP_EVENTS": "click",
+            "STREAMER_TRANSFORM__SAMPLE": '{"pageView": 0.4}',
+            "STREAMER_TRANSFORM__DROP_TRAITS": "Email,country",
+            "STREAMER_TRANSFORM__DROP_PROPERTIES": "url",
+        }
+        async with Stage(kafka, settings, excluded=excluded) as stage:
+            await stage.produce(records)
+            member = await stage.start()
+            await stage.until_committed()
+            await stage.assert_accounted_for()
+            metrics = await member.metrics()
+            filtered = [
+                metrics["streamer_events_settled_total", "filtered", reason]
+                for reason in ("dropped_event", "sampled_out")
+            ]
+            assert min(filtered) > 300
+            profiles = [*stage.segment.profiles.values(), *stage.segment.group_profiles.values()]
+            assert any("SubscriptionLevel" in traits for traits in profiles)
+            assert not any({"Email", "country"} & traits.keys() for traits in profiles)
+            assert await member.stop() == 0
 
     asyncio.run(story())
