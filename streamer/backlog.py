@@ -29,7 +29,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from streamer.core.account import Account
 from streamer.core.budget import Budget
-from streamer.core.model import Reject
+from streamer.core.model import Filtered, Reject
 from streamer.core.offsets import Chunk
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Calls:
         lane: makes a lane that merges and fills batches.
     """
 
-    format: Callable[[bytes | None, int], Formatted | Reject]
+    format: Callable[[bytes | None, int], Formatted | Filtered | Reject]
     lane: Callable[[Ledger, Share], Lane]
 
 
@@ -307,7 +307,7 @@ class _Counter:
             made = self._format(record.value, record.timestamp)
             if isinstance(made, Reject):
                 sample.rejects[made.reason] += 1
-            else:
+            elif not isinstance(made, Filtered):
                 self._made += len(made.contributions) + 1
                 lane.add(made, chunk, number)
                 while len(lane.ready) > _IN_FLIGHT:

@@ -517,10 +517,12 @@ class TransformSettings(_Section):
     """`[transform]`: what becomes of an event.
 
     Attributes:
-        mapping: call type to the tree that is laid over its default mapping, deep. The trees'
+        profile: what the calls are made for: `default`, or `altis` for value for value what the PHP integration sends.
+        mapping: call type to the tree that is laid over that of the profile, deep. The trees'
             grammar is checked where they are compiled.
     """
 
+    profile: Annotated[str, _choice("default", "altis")] = "default"
     mapping: Annotated[dict[str, dict[str, Any]], BeforeValidator(_is_mapping)] = {}
 
 

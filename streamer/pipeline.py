@@ -23,10 +23,10 @@ from streamer.core.aggregate import Lane, Merging
 from streamer.core.batch import Limits
 from streamer.core.budget import Budget
 from streamer.core.destination import State
-from streamer.core.mapping import default_mapping, overlay
-from streamer.core.model import CALL_TYPES, DeadLetter, Reason, Reject
+from streamer.core.mapping import overlay
+from streamer.core.model import CALL_TYPES, DeadLetter, Filtered, Reason, Reject
 from streamer.core.offsets import Chunk, Offsets
-from streamer.core.transform import Transform
+from streamer.core.transform import PROFILES, Transform
 from streamer.dead_letter import DeadLetters, FileSink, KafkaSink
 from streamer.delivery import Delivery, states
 from streamer.metrics import Metrics, Readings
@@ -57,20 +57,23 @@ _DRAIN_SHARE = 0.8
 """How much of `shutdown_timeout` may pass before the offsets are committed and the group is left."""
 
 
-def make_transform(config: Config, write_key: str) -> Transform:
+def make_transform(config: Config, write_key: str, *, checked: bool = True) -> Transform:
     """Compile the mapping that the configuration describes.
 
     Args:
         config: all settings.
         write_key: what the calls' ids are keyed with.
+        checked: whether what Segment would throw away is rejected; the profile `default` does so in any case.
 
     Raises:
         MappingError: the mapping or a group map breaks the grammar.
     """
     return Transform(
         write_key=write_key,
-        mapping=overlay(default_mapping(), config.transform.mapping),
+        mapping=overlay(PROFILES[config.transform.profile].mapping(), config.transform.mapping),
         groups=[group.model_dump() for group in config.groups],
+        profile=config.transform.profile,
+        checked=checked,
     )
 
 
@@ -84,10 +87,11 @@ def make_lane(config: Config, write_key: str, ledger: Ledger, share: Share) -> L
         share: the generation's share of the memory budget.
     """
     flush, aggregate = config.flush, config.aggregate
+    merges = PROFILES[config.transform.profile].mends
     return Lane(
         write_key=write_key,
         limits=Limits(flush.max_calls, flush.max_bytes),
-        merging=Merging(aggregate.identify, aggregate.group),
+        merging=Merging(merges and aggregate.identify, merges and aggregate.group),
         nonce=secrets.token_bytes(16),
         ledger=ledger,
         share=share,
@@ -369,6 +373,8 @@ class Pipeline:
             formatted = make(value, record.timestamp)
             if isinstance(formatted, Reject):
                 self._reject(generation, chunk, record, formatted)
+            elif isinstance(formatted, Filtered):
+                generation.ledger.filtered(formatted.reason)
             else:
                 add(formatted, chunk, number)
                 made[formatted.type] += 1

@@ -21,7 +21,7 @@ from kafka_broker.broker import free_port
 from kafka_broker.topics import Kafka, ToProduce, fresh_name
 from streamer.config import load_config
 from streamer.core.aggregate import CALL_OVERHEAD, PROFILE_OVERHEAD
-from streamer.core.model import Reject
+from streamer.core.model import Formatted
 from streamer.demo.events import generate
 from streamer.errors import StartError
 from streamer.mock_segment import Fault, MockSegment
@@ -444,7 +444,7 @@ def budget_of_a_read(records: list[ToProduce]) -> int:
     sizes = []
     for record in records:
         made = transform.format(record.value, 0)
-        assert not isinstance(made, Reject)
+        assert isinstance(made, Formatted)
         size = len(record.value or b"") + len(made.main) + CALL_OVERHEAD
         for contribution in made.contributions:
             size += len(orjson.dumps(contribution.call)) + len(contribution.traits_json)

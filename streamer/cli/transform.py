@@ -11,7 +11,7 @@ import orjson
 import typer
 
 from streamer.config import load_config
-from streamer.core.model import Reject
+from streamer.core.model import Filtered, Reject
 from streamer.errors import StartError
 from streamer.pipeline import make_transform
 
@@ -40,6 +40,12 @@ def transform(
             help="TOML file with the mapping and the groups; without it the default mapping.",
         ),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="Overrides transform.profile: default, or altis for what the PHP integration sends."
+        ),
+    ] = None,
     show_code: Annotated[
         bool,
         typer.Option(
@@ -52,11 +58,14 @@ def transform(
     Rejected lines are said on standard error with their reason; the exit status is 1 if there were any. With the
     same write key, page and track calls have the messageIds that `streamer run` sends; identify and group calls get
     another one each time. A line has no Kafka timestamp: an event without a usable one of its own is rejected.
+
+    With the profile altis every call is what the PHP integration sends, its id included, whether Segment would keep it
+    or not; lines of which PHP makes no call are left out.
     """
-    settings = load_config(config)
+    settings = load_config(config, {"transform.profile": profile})
     write_key = settings.segment.write_key
     key = "" if write_key is None else write_key.get_secret_value()
-    compiled = make_transform(settings, key or PLACEHOLDER_WRITE_KEY)
+    compiled = make_transform(settings, key or PLACEHOLDER_WRITE_KEY, checked=False)
     if show_code:
         typer.echo(compiled.source, nl=False)
         return
@@ -89,7 +98,7 @@ def _transform(lines: Iterable[bytes], compiled: Transform) -> int:
             rejected += 1
             output.flush()  # so that the two streams stay in step on a terminal
             typer.echo(f"line {number}: {calls.reason}: {calls.detail}", err=True)
-        else:
+        elif not isinstance(calls, Filtered):
             output.write(orjson.dumps(calls, option=orjson.OPT_APPEND_NEWLINE))
     output.flush()
     return rejected

@@ -33,7 +33,7 @@ class Account:
         consumed: records read, by topic.
         consumed_bytes: bytes of their values, by topic.
         delivered: records whose main call Segment accepted.
-        filtered: records of which hooks or settings left no call, by reason.
+        filtered: records of which no call is made on purpose, by reason.
         dead_lettered: records that became dead letters, by reason, counted when the dead letter was acknowledged.
         released: records whose generation ended before their fate was decided; they are read again.
         in_flight: records whose fate isn't decided.
@@ -147,6 +147,13 @@ class Ledger:
         if self.ended:
             return
         self._account.dead_lettered[reason] += 1
+        self._end_records(1)
+
+    def filtered(self, reason: str) -> None:
+        """Note a record of which no call is made on purpose."""
+        if self.ended:
+            return
+        self._account.filtered[reason] += 1
         self._end_records(1)
 
     def end(self) -> None:

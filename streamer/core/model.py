@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from hashlib import blake2b
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
-
-if TYPE_CHECKING:
-    from hashlib import blake2b
 
 Partition: TypeAlias = tuple[str, int]
 """A topic's name and a partition's number."""
@@ -44,6 +42,17 @@ class Reject:
 
     reason: Reason
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """A record of which no call is made on purpose.
+
+    Attributes:
+        reason: a label of the metrics.
+    """
+
+    reason: str
 
 
 class Contribution:
@@ -92,6 +101,29 @@ class Contribution:
         elif "traits" in call:  # of a merge that became too large
             del call["traits"]
         return orjson.dumps(call)
+
+
+class Fixed(Contribution):
+    """A contribution that is sent as it was made, with the id it has, or without one; it merges with none.
+
+    Attributes:
+        serialised: the call.
+    """
+
+    __slots__ = ("serialised",)
+
+    def __init__(
+        self,
+        type: str,  # noqa: A002 - Segment's own word
+        profile: Any,  # noqa: ANN401 - text, or two, where Segment would keep the call
+        serialised: bytes,
+    ) -> None:
+        super().__init__(type, profile, (None, None), {}, {}, b"{}", blake2b())
+        self.serialised = serialised
+
+    def render(self) -> bytes:
+        """Give the call."""
+        return self.serialised
 
 
 class Formatted(NamedTuple):
