@@ -96,10 +96,14 @@ def _encoded(value: Any, level: int) -> str:  # noqa: ANN401 - any JSON value
             )
         if type(value) is dict and _is_list(value):
             value = list(value.values())
+        written = []  # in loops, since a comprehension would take a level of Python's stack too
         if type(value) is list:
-            return f"[{','.join([_encoded(element, level + 1) for element in value])}]"
-        pairs = [f"{_text(key)}:{_encoded(element, level + 1)}" for key, element in value.items()]
-        return f"{{{','.join(pairs)}}}"
+            for element in value:
+                written.append(_encoded(element, level + 1))  # noqa: PERF401 - see above
+            return f"[{','.join(written)}]"
+        for key, element in value.items():
+            written.append(f"{_text(key)}:{_encoded(element, level + 1)}")
+        return f"{{{','.join(written)}}}"
     if value is None:
         return "null"
     if type(value) is bool:
@@ -223,6 +227,12 @@ def _integer(value: object) -> int:
 # --- PHP's arrays ------------------------------------------------------------------------------------------------
 
 _SCALARS = frozenset({str, bool, type(None)})
+_MAX_SENT_LEVELS = 250
+"""A call can be nested so deeply: see `streamer.core.compile`."""
+_TOO_DEEP = Reject(
+    Reason.INVALID_CALL,
+    f"A value of the event is nested too deeply: over {_MAX_SENT_LEVELS} levels.",
+)
 _INFINITE = Reject(
     Reason.INVALID_CALL,
     "A number of the event that would stand in a call is beyond what JSON can hold.",
@@ -233,15 +243,23 @@ def as_sent(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     """Give a value as it comes out of PHP's `json_decode` and `json_encode`, in types of its own.
 
     An object that is a list in PHP is one; a number that PHP writes without a fraction is an integer.
+
+    Raises:
+        Rejected: no call can hold it.
     """
+    return _sent(value, 0)
+
+
+def _sent(value: Any, level: int) -> Any:  # noqa: ANN401 - any JSON value
     if type(value) in _SCALARS:
         return value
-    if type(value) is dict:
-        if _is_list(value):
-            return [as_sent(element) for element in value.values()]
-        return {key: as_sent(element) for key, element in value.items()}
-    if type(value) is list:
-        return [as_sent(element) for element in value]
+    if type(value) is dict or type(value) is list:
+        if level == _MAX_SENT_LEVELS:
+            raise Rejected(_TOO_DEEP)
+        if type(value) is dict and not _is_list(value):
+            return {key: _sent(element, level + 1) for key, element in value.items()}
+        elements = list(value.values()) if isinstance(value, dict) else value
+        return [_sent(element, level + 1) for element in elements]
     if type(value) is int and -_MAX_INTEGER - 1 <= value <= _MAX_INTEGER:
         return value
     number = float(value)
@@ -249,7 +267,9 @@ def as_sent(value: Any) -> Any:  # noqa: ANN401 - any JSON value
         raise Rejected(_INFINITE)
     # -0.0 is "-0" there, which is no integer of ours
     if number.is_integer() and abs(number) < 1e17 and (number or math.copysign(1, number) > 0):
-        return int(number)
+        return int(
+            _number(number)
+        )  # its shortest digits, which from 2**53 on may be another integer
     return number
 
 

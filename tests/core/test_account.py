@@ -133,6 +133,18 @@ def test_a_record_that_was_never_read_is_named(fate: str) -> None:
     assert account.balance() == ["records: 0 consumed, but 1 decided and 0 in flight"]
 
 
+def test_a_filtered_record_is_decided_once_and_not_after_the_end() -> None:
+    account = Account()
+    ledger = account.ledger()
+    ledger.consumed("events", 2, 10)
+    ledger.filtered("empty")
+    assert (account.filtered["empty"], account.in_flight, ledger.records) == (1, 1, 1)
+    ledger.end()
+    ledger.filtered("empty")
+    assert (account.filtered["empty"], account.released) == (1, 1)
+    assert account.balance() == []
+
+
 def test_a_fate_that_is_decided_twice_is_named() -> None:
     account = Account()
     ledger = account.ledger()

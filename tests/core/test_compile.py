@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reference.interpreter import Interpreter
-from reference.strategies import altis_events, group_maps, mappings, plain_events
+from reference.interpreter import AltisInterpreter, Interpreter
+from reference.strategies import altis_events, group_maps, json_values, mappings, plain_events
+from streamer.core.altis import altis_mapping
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
 from streamer.core.model import Reason, Reject
 from streamer.core.transform import Transform
@@ -24,13 +25,13 @@ def raises(value: Any) -> Any:
     raise LookupError(f"no {value!r}")
 
 
-CALLBACKS = {
-    **BUILTIN_CALLBACKS,
+SITE_CALLBACKS = {
     "raises": raises,
     "boxed": lambda value: [value, {"boxed": value}],
     "nulled": lambda _: None,
     "emptied": lambda _: {},
 }
+CALLBACKS = {**BUILTIN_CALLBACKS, **SITE_CALLBACKS}
 
 
 def made(
@@ -56,6 +57,41 @@ def test_any_mapping_gives_what_the_interpreter_gives(
     assert compiled == interpreted
 
 
+def made_as_php(
+    value: bytes, transform: Transform, interpreter: AltisInterpreter
+) -> tuple[object, object]:
+    calls = transform.calls(value, KAFKA_TIME_MS)
+    expected = interpreter.calls(value)
+    return (
+        orjson.dumps(calls) if isinstance(calls, list) else getattr(calls, "reason", None),
+        "empty"
+        if expected is None
+        else expected
+        if isinstance(expected, Reason)
+        else orjson.dumps(expected),
+    )
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(plain_events, mappings(), group_maps)
+def test_any_mapping_gives_what_the_interpreter_gives_for_the_profile_altis(
+    event: dict[str, Any], mapping: dict[str, Any], groups: list[dict[str, Any]]
+) -> None:
+    groups = [{key: tree for key, tree in one.items() if key != "each"} for one in groups]
+    transform = Transform(
+        write_key="",
+        mapping=mapping,
+        groups=groups,
+        callbacks=SITE_CALLBACKS,
+        profile="altis",
+        checked=False,
+    )
+    compiled, interpreted = made_as_php(
+        orjson.dumps(event), transform, AltisInterpreter(mapping, groups, CALLBACKS)
+    )
+    assert compiled == interpreted
+
+
 DEFAULT_GROUPS: list[dict[str, Any]] = [
     {"field": "endpoint.Attributes.Company", "each": True, "traits": {"plan": "attributes.plan"}},
     {"field": "endpoint.Attributes.plan", "traits": "endpoint.Metrics"},
@@ -72,6 +108,20 @@ def test_the_default_mapping_gives_what_the_interpreter_gives(
     event: dict[str, Any], timestamp_ms: int
 ) -> None:
     compiled, interpreted = made(b" %s\n" % orjson.dumps(event), timestamp_ms, *DEFAULT)
+    assert compiled == interpreted
+
+
+ALTIS_GROUPS = [{key: tree for key, tree in one.items() if key != "each"} for one in DEFAULT_GROUPS]
+ALTIS = (
+    Transform(write_key="", groups=ALTIS_GROUPS, profile="altis", checked=False),
+    AltisInterpreter(altis_mapping(), ALTIS_GROUPS, BUILTIN_CALLBACKS),
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(altis_events | json_values)
+def test_the_altis_mapping_gives_what_the_interpreter_gives(event: Any) -> None:
+    compiled, interpreted = made_as_php(b" %s\n" % orjson.dumps(event), *ALTIS)
     assert compiled == interpreted
 
 

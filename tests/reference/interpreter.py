@@ -2,13 +2,20 @@
 
 Each function does what one row of the grammar's table says, on the tree as it is written down. Held against
 `streamer.core.transform`, it tells whether the compiled functions mean what the mapping says.
+
+For the profile `altis` the same grammar is read off what PHP's arrays, `array_merge`, `current` and `empty` do;
+`tests/core/test_altis.py` holds that profile against what PHP itself has made.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
 
@@ -33,16 +40,16 @@ def is_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, dict | list) and not value)
 
 
-def look_up(event: Any, path: str) -> Any:
+def look_up(event: Any, path: str, *, php: bool = False) -> Any:
     value = event
     for step in path.split("."):
         if isinstance(value, dict):
             value = value.get(step)
         elif not re.fullmatch("0|[1-9][0-9]*", step, re.ASCII):
             return None
-        elif isinstance(value, list):
+        elif isinstance(value, list) or (php and isinstance(value, str)):
             value = value[int(step)] if int(step) < len(value) else None
-        elif step != "0":
+        elif php or step != "0":
             return None
         if value is None:
             return None
@@ -70,19 +77,106 @@ def is_time(value: Any) -> bool:
     return True
 
 
-def leaf(tree: str, event: Any, callbacks: Callbacks) -> Any:
+def php_time(value: Any) -> str:
+    """PHP's `date('c', …)` of what its `int` takes, divided by 1000."""
+    number = value
+    if isinstance(value, str):
+        trimmed = value.strip(" \t\n\r\v\f")
+        if not re.fullmatch(
+            r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", trimmed, re.ASCII
+        ):
+            raise RejectedError(Reason.BAD_TIMESTAMP)
+        whole = re.fullmatch(r"[+-]?[0-9]{1,19}", trimmed, re.ASCII)
+        number = int(trimmed) if whole else float(trimmed)
+    if not isinstance(number, int | float) or not -(2**63) <= number < 2**63:
+        raise RejectedError(Reason.BAD_TIMESTAMP)
+    milliseconds = int(number)
+    seconds = milliseconds // 1000
+    if milliseconds % 1000:
+        seconds = math.trunc(float(milliseconds) / 1000)
+    days, second = divmod(seconds, 86_400)
+    # years that begin in March, so that the leap day is a year's last one
+    era, day = divmod(days + 719_468, 146_097)
+    year = (day - day // 1460 + day // 36_524 - day // 146_096) // 365
+    day -= 365 * year + year // 4 - year // 100
+    march = (5 * day + 2) // 153
+    day -= (153 * march + 2) // 5
+    month = (march + 2) % 12 + 1
+    year += 400 * era + (month <= 2)
+    shown = f"-{-year:04d}" if year < 0 else f"{year:04d}"
+    clock = f"{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}"
+    return f"{shown}-{month:02d}-{day + 1:02d}T{clock}+00:00"
+
+
+def php_array(value: Any) -> Any:
+    """What a value is after PHP's `json_decode` and `json_encode`.
+
+    A number has no needless fraction, and an object is a list if its keys are those of one.
+    """
+    if isinstance(value, list):
+        return [php_array(element) for element in value]
+    if isinstance(value, dict):
+        if list(value) == [str(number) for number in range(len(value))]:
+            return [php_array(element) for element in value.values()]
+        return {key: php_array(element) for key, element in value.items()}
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    number = value if isinstance(value, int) and value < 2**63 else float(value)
+    return (
+        int(php_float(number)) if re.fullmatch("[0-9]+|-[1-9][0-9]*", php_float(number)) else number
+    )
+
+
+def php_float(number: float) -> str:
+    """A number as PHP's `json_encode` writes it."""
+    if isinstance(number, int):
+        return str(number)
+    sign = "-" if math.copysign(1, number) < 0 else ""
+    if number == 0:
+        return f"{sign}0"
+    _, digits, power = Decimal(repr(abs(number))).normalize().as_tuple()
+    shown = "".join(map(str, digits))
+    point = len(shown) + int(power)
+    if not -4 < point <= 17:
+        return f"{sign}{shown[0]}.{shown[1:] or '0'}e{'-' if point < 1 else '+'}{abs(point - 1)}"
+    plain = f"{abs(Decimal(repr(number))):f}"
+    return sign + (plain.rstrip("0").rstrip(".") if "." in plain else plain)
+
+
+def php_json(value: Any) -> str:
+    """PHP's `json_encode` of a decoded value, written by Python's, with floats and what it escapes otherwise put in."""
+    value = php_array(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(php_json, value))}]"
+    if isinstance(value, dict):
+        return (
+            "{" + ",".join(f"{php_json(key)}:{php_json(one)}" for key, one in value.items()) + "}"
+        )
+    if isinstance(value, float):
+        return php_float(value)
+    if not isinstance(value, str):
+        return json.dumps(value)
+    kept = {"/": "\\/", "\x7f": "\x7f"}
+    return '"' + "".join(kept.get(one, json.dumps(one)[1:-1]) for one in value) + '"'
+
+
+def leaf(tree: str, event: Any, callbacks: Callbacks, *, php: bool = False) -> Any:
     if tree == "":
         return None
     if "|" not in tree:
-        return look_up(event, tree)
+        return look_up(event, tree, php=php)
     path, name = tree.rsplit("|", 1)
     if name == "static":
         return path
-    value = look_up(event, path) if path else event
+    value = look_up(event, path, php=php) if path else event
     if value is None:
         return None
     if name == "milliseconds_to_iso8601":
-        return iso8601(value)
+        return php_time(value) if php else iso8601(value)
+    if php and name == "json_encode":
+        return php_json(value)
+    if php and name == "hash_event":
+        return hashlib.md5(php_json(value).encode(), usedforsecurity=False).hexdigest()
     try:
         return callbacks[name](value)
     except Exception:  # noqa: BLE001 - a callback may raise anything
@@ -95,6 +189,33 @@ def first_element(value: Any) -> Any:
     if isinstance(value, dict):
         return next(iter(value.values())) if value else None
     return value
+
+
+def current(value: Any) -> Any:
+    """The first element of an array, false if it is empty; else the value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return (value[0] if value else False) if isinstance(value, list) else value
+
+
+def php_merge(tree: Sequence[Any], event: Any, callbacks: Callbacks) -> Any:
+    """`array_merge`, but that objects keep their keys."""
+    merged: dict[str, Any] = {}
+    next_number = 0
+    is_list = True
+    for part in tree:
+        value = evaluate(part, event, callbacks, php=True)
+        if isinstance(value, list):
+            for element in value:
+                while str(next_number) in merged:
+                    next_number += 1
+                merged[str(next_number)] = php_array(current(element))
+        elif isinstance(value, dict) and value:
+            is_list = False
+            for key, element in value.items():
+                flat = element if isinstance(part, dict) else php_array(current(element))
+                merged[key] = flat
+    return list(merged.values()) if is_list else merged
 
 
 def merge(tree: Sequence[Any], event: Any, callbacks: Callbacks) -> Any:
@@ -115,18 +236,18 @@ def merge(tree: Sequence[Any], event: Any, callbacks: Callbacks) -> Any:
     return [element for one in lists for element in one]
 
 
-def evaluate(tree: Any, event: Any, callbacks: Callbacks) -> Any:
+def evaluate(tree: Any, event: Any, callbacks: Callbacks, *, php: bool = False) -> Any:
     if tree is None:
         return None
     if isinstance(tree, str):
-        return leaf(tree, event, callbacks)
+        return leaf(tree, event, callbacks, php=php)
     if isinstance(tree, list):
-        return merge(tree, event, callbacks)
+        return php_merge(tree, event, callbacks) if php else merge(tree, event, callbacks)
     result = {}
     for key, subtree in tree.items():
-        value = evaluate(subtree, event, callbacks)
+        value = evaluate(subtree, event, callbacks, php=php)
         if not is_nothing(value):
-            result[key] = value
+            result[key] = php_array(value) if php and isinstance(subtree, str) else value
     return result
 
 
@@ -147,6 +268,43 @@ def message_id(write_key: str, identity: bytes, role: bytes) -> str:
     if len(key) > 64:
         key = blake2b(key).digest()
     return "s1-" + blake2b(identity + b"\0" + role, key=key, digest_size=16).hexdigest()
+
+
+class AltisInterpreter:
+    """Makes the calls of the profile `altis`, unchecked: None for a line that PHP skips, a reason for a reject."""
+
+    def __init__(
+        self, mapping: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], callbacks: Callbacks
+    ) -> None:
+        self.mapping = mapping
+        self.groups = groups
+        self.callbacks = callbacks
+
+    def calls(self, value: bytes | None) -> list[dict[str, Any]] | Reason | None:
+        if value is None or value.strip() == b"":
+            return None
+        try:
+            event = orjson.loads(value)
+        except ValueError:
+            return Reason.NOT_JSON
+        if is_nothing(event) or event in (False, 0, "", "0"):
+            return None
+        if not isinstance(event, dict):
+            return Reason.NOT_AN_OBJECT
+        trees = [self.mapping["identify"]]
+        try:
+            for group_map in self.groups:
+                laid = {
+                    "groupId" if key == "field" else key: tree for key, tree in group_map.items()
+                }
+                group_id = evaluate(group_map["field"], event, self.callbacks, php=True)
+                if not is_nothing(group_id) and group_id not in (False, 0, "", "0"):
+                    trees.append({**self.mapping["group"], **laid})
+            is_page = event.get("event_type") == "pageView"
+            trees.append(self.mapping["page" if is_page else "track"])
+            return [evaluate(tree, event, self.callbacks, php=True) for tree in trees]
+        except RejectedError as rejected:
+            return rejected.reason
 
 
 class Interpreter:
