@@ -39,6 +39,11 @@ _COORDINATOR = {
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
 }
+_LEADER = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,  # of a fresh topic, which it may not know yet
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError._UNKNOWN_PARTITION,  # what librdkafka says while a broker that was frozen has no partitions back yet
+}
 QUIET = {"log_level": 0}
 """librdkafka logs to stderr; what goes wrong here is raised instead."""
 
@@ -311,9 +316,8 @@ class Kafka:
         while True:
             try:
                 _, end = consumer.get_watermark_offsets(partition, TIMEOUT_SECONDS)
-            except KafkaException as error:  # the leader of a fresh topic may not know it yet
-                code = error.args[0].code()
-                if code != KafkaError.NOT_LEADER_FOR_PARTITION or time.monotonic() > deadline:
+            except KafkaException as error:
+                if error.args[0].code() not in _LEADER or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
             else:
