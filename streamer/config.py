@@ -544,14 +544,16 @@ class TransformSettings(_Section):
     """`[transform]`: what becomes of an event.
 
     Attributes:
+        profile: what the calls are made for: `default`, or `altis` for value for value what the PHP integration sends.
         drop_events: event types that aren't forwarded.
         drop_traits: keys that are in no call's `traits` or `context.traits`.
         drop_properties: keys that are in no call's `properties` or `context.page`.
         sample: event type to the share of users, from 0 to 1, whose events are forwarded.
-        mapping: call type to the tree that is laid over its default mapping, deep. The trees'
+        mapping: call type to the tree that is laid over that of the profile, deep. The trees'
             grammar is checked where they are compiled.
     """
 
+    profile: Annotated[str, _choice("default", "altis")] = "default"
     drop_events: Names = ()
     drop_traits: Names = ()
     drop_properties: Names = ()

@@ -24,10 +24,10 @@ from streamer.core.batch import Limits
 from streamer.core.budget import Budget
 from streamer.core.destination import State
 from streamer.core.exclude import Exclusions
-from streamer.core.mapping import default_mapping, overlay
+from streamer.core.mapping import overlay
 from streamer.core.model import CALL_TYPES, DeadLetter, Formatted, Reason, Reject
 from streamer.core.offsets import Chunk, Offsets
-from streamer.core.transform import Transform
+from streamer.core.transform import PROFILES, Transform
 from streamer.dead_letter import DeadLetters, FileSink, KafkaSink
 from streamer.delivery import Delivery, states
 from streamer.metrics import Metrics, Readings
@@ -58,12 +58,13 @@ _DRAIN_SHARE = 0.8
 """How much of `shutdown_timeout` may pass before the offsets are committed and the group is left."""
 
 
-def make_transform(config: Config, write_key: str) -> Transform:
+def make_transform(config: Config, write_key: str, *, checked: bool = True) -> Transform:
     """Compile the mapping that the configuration describes.
 
     Args:
         config: all settings.
         write_key: what the calls' ids are keyed with.
+        checked: whether what Segment would throw away is rejected; the profile `default` does so in any case.
 
     Raises:
         MappingError: the mapping or a group map breaks the grammar.
@@ -71,7 +72,7 @@ def make_transform(config: Config, write_key: str) -> Transform:
     settings = config.transform
     return Transform(
         write_key=write_key,
-        mapping=overlay(default_mapping(), settings.mapping),
+        mapping=overlay(PROFILES[settings.profile].mapping(), settings.mapping),
         groups=[group.model_dump() for group in config.groups],
         exclusions=Exclusions(
             frozenset(settings.drop_events),
@@ -79,6 +80,8 @@ def make_transform(config: Config, write_key: str) -> Transform:
             settings.drop_properties,
             settings.sample,
         ),
+        profile=settings.profile,
+        checked=checked,
     )
 
 
@@ -92,10 +95,11 @@ def make_lane(config: Config, write_key: str, ledger: Ledger, share: Share) -> L
         share: the generation's share of the memory budget.
     """
     flush, aggregate = config.flush, config.aggregate
+    merges = PROFILES[config.transform.profile].mends
     return Lane(
         write_key=write_key,
         limits=Limits(flush.max_calls, flush.max_bytes),
-        merging=Merging(aggregate.identify, aggregate.group),
+        merging=Merging(merges and aggregate.identify, merges and aggregate.group),
         nonce=secrets.token_bytes(16),
         ledger=ledger,
         share=share,

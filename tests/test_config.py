@@ -429,7 +429,10 @@ def test_all_mistakes_are_told_at_once(file: Path) -> None:
         ),
         ('[[groups]]\ntraits = "b"', "groups.0.field: must be set"),
         ('plugins = ["a"]', "plugins: unknown setting; there are"),
-        ('[transform]\nprofile = "altis"', "transform.profile: unknown setting"),
+        (
+            '[transform]\nprofil = "altis"',
+            "transform.profil: unknown setting; did you mean transform.profile?",
+        ),
         ('[aggregate]\nsuppress_for = "1s"', "aggregate.suppress_for: unknown setting"),
         ('flush = "1s"', "flush: must be a table"),
         ("[transform]\nmapping = 1", "transform.mapping = 1: must be a table"),

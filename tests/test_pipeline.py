@@ -22,6 +22,7 @@ from kafka_broker.topics import Kafka, ToProduce, fresh_name
 from streamer.config import load_config
 from streamer.core.aggregate import CALL_OVERHEAD, PROFILE_OVERHEAD
 from streamer.core.model import Formatted
+from streamer.core.transform import Transform
 from streamer.demo.events import generate
 from streamer.errors import StartError
 from streamer.mock_segment import Fault, MockSegment
@@ -429,6 +430,40 @@ def test_a_revocation_in_the_middle_of_a_read_makes_nothing_of_it_committable() 
         assert pipeline.account.released == 500
         assert pipeline._budget.used == 0
         assert pipeline.committable(partition, 500) is None
+
+    virtual_time.run(main())
+
+
+def test_with_the_profile_altis_calls_go_out_as_php_sends_them_and_skipped_records_are_filtered() -> (
+    None
+):
+    event = b'{"event_type":"e","endpoint":{"Id":"visitor"}}'
+    values = [event, b"{}", event, None, b"5"]
+
+    async def main() -> None:
+        pipeline = make_pipeline(
+            "127.0.0.1:9", "events", "http://127.0.0.1:9/v1/batch", transform__profile="altis"
+        )
+        partition, records = consumer_records(0, len(values))
+        for record, value in zip(records, values, strict=True):
+            record.value = value
+        pipeline.assigned(frozenset({partition}))
+        await pipeline.read([(partition, records)])
+        account = pipeline.account
+        assert account.filtered == {"empty": 2}
+        assert account.merged == dict.fromkeys(account.merged, 0), "nothing merges"
+        assert account.made == {"identify": 2, "group": 0, "page": 0, "track": 2}
+        assert account.balance() == []
+        generation = pipeline._generation
+        assert generation is not None
+        assert generation.lane.open is not None
+        sent = [orjson.loads(call) for call in generation.lane.open.calls]
+        transform = Transform(write_key="", profile="altis")
+        assert sent == 2 * transform.calls(event, -1)  # type: ignore[operator] # a list
+        await pipeline.revoked()
+        await pipeline.ended()
+        assert account.balance() == []
+        assert pipeline._budget.used == 0
 
     virtual_time.run(main())
 

@@ -43,6 +43,14 @@ def run(
             "segment.enabled is false: nothing to do", set_in=settings.origins["segment.enabled"]
         )
         return
+    if settings.transform.profile == "altis":
+        log.warning(
+            'transform.profile is "altis": calls are what the PHP integration sends, with its faults',
+            ids="identify and page or track have one id, of which Segment keeps the first call; groups have none",
+            traits="what is read a second time has its old ids, and Segment drops it",
+            cost="identify and group calls aren't merged: each is billed",
+            never="together with the PHP integration, or the other profile, into one Segment workspace",
+        )
     asyncio.run(forward(settings))
 
 

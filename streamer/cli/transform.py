@@ -12,7 +12,7 @@ import typer
 
 from streamer.cli import AltisOption
 from streamer.config import load_config
-from streamer.core.model import Filtered, Reject
+from streamer.core.model import Filtered, FilterReason, Reject
 from streamer.errors import StartError
 from streamer.pipeline import make_transform
 
@@ -42,6 +42,12 @@ def transform(
         ),
     ] = None,
     altis: AltisOption = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="Overrides transform.profile: default, or altis for what the PHP integration sends."
+        ),
+    ] = None,
     show_code: Annotated[
         bool,
         typer.Option(
@@ -55,11 +61,14 @@ def transform(
     the settings keep back is an empty array: none of its calls is sent, and that is as it should be. With the
     same write key, page and track calls have the messageIds that `streamer run` sends; identify and group calls get
     another one each time. A line has no Kafka timestamp: an event without a usable one of its own is rejected.
+
+    With the profile altis every call is what the PHP integration sends, its id included, whether Segment would keep it
+    or not; lines of which PHP makes no call are left out.
     """
-    settings = load_config(config, altis=altis)
+    settings = load_config(config, {"transform.profile": profile}, altis=altis)
     write_key = settings.segment.write_key
     key = "" if write_key is None else write_key.get_secret_value()
-    compiled = make_transform(settings, key or PLACEHOLDER_WRITE_KEY)
+    compiled = make_transform(settings, key or PLACEHOLDER_WRITE_KEY, checked=False)
     if show_code:
         typer.echo(compiled.source, nl=False)
         return
@@ -92,11 +101,9 @@ def _transform(lines: Iterable[bytes], compiled: Transform) -> int:
             rejected += 1
             output.flush()  # so that the two streams stay in step on a terminal
             typer.echo(f"line {number}: {calls.reason}: {calls.detail}", err=True)
-        else:
-            output.write(
-                orjson.dumps(
-                    [] if isinstance(calls, Filtered) else calls, option=orjson.OPT_APPEND_NEWLINE
-                )
-            )
+        elif not isinstance(calls, Filtered):
+            output.write(orjson.dumps(calls, option=orjson.OPT_APPEND_NEWLINE))
+        elif calls.reason is not FilterReason.EMPTY:
+            output.write(b"[]\n")
     output.flush()
     return rejected

@@ -33,7 +33,7 @@ class Account:
         consumed: records read, by topic.
         consumed_bytes: bytes of their values, by topic.
         delivered: records whose main call Segment accepted.
-        filtered: records of which settings left no call, by reason.
+        filtered: records of which no calls are to be made, by reason.
         dead_lettered: records that became dead letters, by reason, counted when the dead letter was acknowledged.
         released: records whose generation ended before their fate was decided; they are read again.
         in_flight: records whose fate isn't decided.

@@ -30,6 +30,7 @@ import orjson
 
 from streamer.core.exclude import Exclusions, in_sample, without
 from streamer.core.mapping import (
+    BUILTIN_CALLBACKS,
     TEXT_KEYS,
     Branch,
     Callback,
@@ -40,6 +41,7 @@ from streamer.core.mapping import (
     Path,
     Static,
     Without,
+    default_mapping,
     group_tree,
     index_of,
     milliseconds_to_iso8601,
@@ -52,17 +54,22 @@ from streamer.core.model import (
     Contribution,
     Filtered,
     FilterReason,
+    Fixed,
     Formatted,
     Reason,
     Reject,
 )
-from streamer.core.validate import MAX_CALL_BYTES, not_an_object, not_text, too_large
+from streamer.core.validate import MAX_CALL_BYTES, not_an_object, not_text, too_large, validate
 from streamer.errors import MappingError
 
 if TYPE_CHECKING:
     from hashlib import blake2b
 
     from streamer.core.exclude import Drops
+
+
+class UnusableTimeError(ValueError):
+    """A callback can't make a time of what it was given; the text says what that is."""
 
 
 class Rejected(Exception):  # noqa: N818 - no error: it carries an expected outcome out of generated code
@@ -75,6 +82,43 @@ class Rejected(Exception):  # noqa: N818 - no error: it carries an expected outc
     def __init__(self, reject: Reject) -> None:
         super().__init__(reject.detail)
         self.reject = reject
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a mapping is compiled for: calls as Segment should have them, or as the PHP integration sends them.
+
+    Attributes:
+        name: as `transform.profile` has it.
+        mapping: gives the tree for each type of call.
+        callbacks: every callback that needs no registering, by its name.
+        mends: whether calls are made as Segment wants them: ids, groupId, event and name are text; each call has an id
+            of its own and a time, if need be Kafka's; identify and group calls can merge; what Segment would throw away
+            is rejected. Otherwise every key is what its leaf gives.
+        functions: what generated functions call in place of this module's functions of these names.
+        decode: decodes a record; raises ValueError for what isn't JSON.
+        skips: says of a record that is JSON whether no call is made of it on purpose; None if that is never so.
+    """
+
+    name: str
+    mapping: Callable[[], dict[str, dict[str, Any]]]
+    callbacks: Mapping[str, Callback]
+    mends: bool
+    functions: Mapping[str, Callable[..., Any]]
+    decode: Callable[[bytes], Any]
+    skips: Callable[[Any], bool] | None
+
+
+DEFAULT = Profile(
+    name="default",
+    mapping=default_mapping,
+    callbacks=BUILTIN_CALLBACKS,
+    mends=True,
+    functions={},
+    decode=orjson.loads,
+    skips=None,
+)
+"""The profile that is meant for Segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +142,9 @@ def compile_mapping(
     callbacks: Mapping[str, Callback],
     key_hash: blake2b,
     exclusions: Exclusions,
+    profile: Profile = DEFAULT,
+    *,
+    checked: bool = True,
 ) -> Compiled:
     """Compile a mapping.
 
@@ -107,22 +154,36 @@ def compile_mapping(
         callbacks: every callback by its name.
         key_hash: an empty hash, keyed with the write key: what a mapped messageId is hashed with.
         exclusions: what isn't forwarded.
+        profile: what the calls are made for.
+        checked: whether what Segment would throw away is rejected, where the profile doesn't do so in any case.
 
     Raises:
         MappingError: a tree breaks the grammar, or can't make a call that Segment would keep.
     """
     drops = exclusions.drops()
     trees = {
-        name: _parse_call(mapping.get(name), name, f"transform.mapping.{name}", callbacks, drops)
+        name: _parse_call(
+            mapping.get(name), name, f"transform.mapping.{name}", callbacks, drops, profile
+        )
         for name in CALL_TYPES
     }
-    module = _Module(trees, callbacks)
+    module = _Module(trees, callbacks, profile)
     for number, group_map in enumerate(groups):
         place = f"groups[{number}]"
         tree = _parse_call(
-            group_tree(mapping["group"], group_map, place), "group", place, callbacks, drops
+            group_tree(mapping["group"], group_map, place),
+            "group",
+            place,
+            callbacks,
+            drops,
+            profile,
         )
         each = bool(group_map.get("each"))
+        if each and not profile.mends:
+            raise MappingError(
+                f"{place}.each: the profile {profile.name} makes one group call for each group map, as the PHP"
+                " integration does; leave it out"
+            )
         field = str(group_map.get("field", group_map.get("groupId")))
         role = b"\0group\0%s\0%d" % (field.encode(), number)
         module.group(f"group_{number}", tree, role=role, each=each)
@@ -130,7 +191,9 @@ def compile_mapping(
         module.calls(call_type, len(groups), exclusions)
 
     source = module.source()
-    namespace = {**_NAMESPACE, **module.callbacks, "key_hash": key_hash}
+    namespace = {**_NAMESPACE, **profile.functions, **module.callbacks, "key_hash": key_hash}
+    if not checked and not profile.mends:
+        namespace["validated"] = _json_of_call
     # What a mapping says stands in the source only as ASCII literals and in names made of [a-z0-9_].
     exec(compile(source, "<mapping>", "exec"), namespace)  # noqa: S102 - compiling is what this module is for
     return Compiled(
@@ -146,6 +209,7 @@ def _parse_call(
     place: str,
     callbacks: Mapping[str, Callback],
     drops: Drops,
+    profile: Profile,
 ) -> dict[str, Node]:
     """Parse the tree of a call to a node for each key, less what is dropped, and hold it to what Segment must have."""
     if not isinstance(tree, Mapping):
@@ -160,6 +224,8 @@ def _parse_call(
         raise MappingError(f"{place}: expected a path at userId or at anonymousId; found neither")
     if call_type == "track" and "event" not in nodes:
         raise MappingError(f"{place}.event: expected the path of the event's name; found nothing")
+    if not profile.mends:
+        return nodes
     # These two are in every call. One that is mapped to nothing keeps its place, one that has none comes last.
     kept = {"timestamp", "messageId"}
     nothing = Nothing()
@@ -186,8 +252,12 @@ class _Module:
     """Writes the functions, one after the other."""
 
     def __init__(
-        self, trees: Mapping[str, Mapping[str, Node]], callbacks: Mapping[str, Callback]
+        self,
+        trees: Mapping[str, Mapping[str, Node]],
+        callbacks: Mapping[str, Callback],
+        profile: Profile,
     ) -> None:
+        self._mends = profile.mends
         self.callbacks: dict[str, Callable[..., Any]] = {}
         self._trees = trees
         self._known_callbacks = callbacks
@@ -226,26 +296,27 @@ class _Module:
         # Traits, which most mappings put into the context of the main call too: serialised once.
         traits = identify.get("traits")
         whole = traits.node if isinstance(traits, Without) else traits
-        if traits is not None and isinstance(whole, Merge | Branch):
+        if self._mends and traits is not None and isinstance(whole, Merge | Branch):
             function.line("traits_fragment = Fragment(traits_json) if traits else None")
             function.fragments[traits] = "traits_fragment"
         for key, node in function.begin(main_type, tree):
-            if key == "messageId":
+            if self._mends and key == "messageId":
                 function.id_hash(node, b"\0" + main_type.encode(), None)
                 function.line("call['messageId'] = 's1-' + own_hash.hexdigest()")
             else:
                 function.put(key, node)
-        function.checks(main_type, tree)
-        function.line(
-            f"return Formatted(contributions, {main_type!r}, serialised(call, {main_type!r}))"
-        )
+        if self._mends:
+            function.checks(main_type, tree)
+        serialised = f"{'serialised' if self._mends else 'validated'}(call, {main_type!r})"
+        function.line(f"return Formatted(contributions, {main_type!r}, {serialised})")
 
     def group(self, name: str, tree: Mapping[str, Node], *, role: bytes, each: bool) -> None:
         """Write what finds the groupIds of a group map, and what makes the call for one of them."""
         function = self._function(f"{name}_ids", ["event"])
         function.line('"""Find the ids of the groups that the event belongs to."""')
         found = function.value(tree["groupId"], "group_id")
-        function.line(f"return {'texts' if each else 'first_text'}({found})")
+        ids = ("texts" if each else "first_text") if self._mends else "group_ids"
+        function.line(f"return {ids}({found})")
 
         common = [_VARIABLES.get(key, key) for key in self._common]
         arguments = ["event", "timestamp_ms", "record_hash", "group_id", *common]
@@ -264,8 +335,8 @@ class _Module:
             if tree.get(key) == node
         }
 
-    @staticmethod
     def _contribution(
+        self,
         function: _Function,
         call_type: str,
         tree: Mapping[str, Node],
@@ -273,6 +344,13 @@ class _Module:
         element: str | None = None,
     ) -> None:
         """Write what makes an identify or a group call, as the variable `contribution`."""
+        if not self._mends:
+            for key, node in function.begin(call_type, tree):
+                function.put(key, node)
+            function.line(
+                f"contribution = fixed(call, {call_type!r}, validated(call, {call_type!r}))"
+            )
+            return
         for key, node in function.begin(call_type, tree):
             if key == "messageId":
                 function.id_hash(node, role, element)
@@ -303,7 +381,7 @@ class _Module:
         function.measure(tree)
 
     def _function(self, name: str, parameters: Sequence[str]) -> _Function:
-        function = _Function(name, parameters, self._callback)
+        function = _Function(name, parameters, self._callback, mends=self._mends)
         self._functions.append(function)
         return function
 
@@ -326,8 +404,14 @@ class _Function:
     """Writes one function, in which each value of the event is looked up once."""
 
     def __init__(
-        self, name: str, parameters: Sequence[str], callback: Callable[[str], str]
+        self,
+        name: str,
+        parameters: Sequence[str],
+        callback: Callable[[str], str],
+        *,
+        mends: bool,
     ) -> None:
+        self._mends = mends
         self._callback = callback
         self._lines = [f"def {name}({', '.join(parameters)}):"]
         self._taken = {*_NAMESPACE, *_RESERVED, *_VARIABLES.values()}
@@ -405,7 +489,8 @@ class _Function:
     def _serialisable(self, node: Node, *place: str) -> str:
         """Make a node's value as `value` does, where it will only be serialised: a merge of two may be JSON already."""
         if (
-            not isinstance(node, Merge)
+            not self._mends
+            or not isinstance(node, Merge)
             or len(node.parts) != 2
             or not all(isinstance(part, Path) for part in node.parts)
             or node in self.fragments
@@ -489,6 +574,8 @@ class _Function:
             node = node.node
         if isinstance(node, Path) and not self._is_time(node):  # empty text, 0 and false are kept
             kept = f"{value} or ({value} is not None and {value} not in EMPTY)"
+        if isinstance(node, Path) and not self._mends:  # merged values are so already
+            value = f"as_sent({value})"
         self.line(f"if {kept}:")
         self.line(f"    {place} = {value}")
 
@@ -523,7 +610,7 @@ class _Function:
                 for key in ("userId", "anonymousId")
                 if key in identify
             ]
-            user = " or ".join(ids)
+            user = " or ".join(ids if self._mends else (f"text({one})" for one in ids))
             shares = ", ".join(f"{name!a}: {exclusions.sample[name]!r}" for name in sample)
             self.line(
                 f"if type({event_type}) is str and {event_type} in {{{_listed(sample)}}} and ({user}):"
@@ -539,7 +626,12 @@ class _Function:
             is_text = key in TEXT_KEYS or key in _SHARED_KEYS
             make = self.value if is_text else self._serialisable
             value = make(node, _VARIABLES.get(key, key))
-            if key in TEXT_KEYS:
+            if not self._mends:
+                name = value
+                if key in _SHARED_KEYS:  # the functions of group maps are given it by this name
+                    name = self._at_top(key)
+                    self.line(f"{name} = {value}")
+            elif key in TEXT_KEYS:
                 name = self._at_top(key)
                 if isinstance(node, Path):
                     value = f"{value} if {value} is None or type({value}) is str else text({value})"
@@ -581,7 +673,9 @@ class _Function:
     def put(self, key: str, node: Node) -> None:
         """Make what stands at a key and put it into the call."""
         name = self.make(key, node)
-        if key == "timestamp":
+        if not self._mends:
+            self._put(node, name, f"call[{key!a}]")
+        elif key == "timestamp":
             self.line(f"call['timestamp'] = {name}")
         elif key in TEXT_KEYS:
             self.line(f"if {name}:")
@@ -894,6 +988,31 @@ def _serialised(call: dict[str, Any], call_type: str) -> bytes:
     return serialised
 
 
+def _json_of_call(call: dict[str, Any], call_type: str) -> bytes:
+    """Serialise a call whatever Segment thinks of it."""
+    try:
+        return orjson.dumps(call)
+    except TypeError:
+        raise Rejected(_too_deep(call_type)) from None
+
+
+def _validated(call: dict[str, Any], call_type: str) -> bytes:
+    """Serialise a call of which nothing is known but its type, and reject what Segment would throw away."""
+    serialised = _json_of_call(call, call_type)
+    reject = validate(call, len(serialised))
+    if reject is not None:
+        raise Rejected(reject)
+    return serialised
+
+
+def _fixed(call: dict[str, Any], call_type: str, serialised: bytes) -> Fixed:
+    """Make a contribution that is sent as it is."""
+    profile = call.get("userId", call.get("anonymousId"))
+    return Fixed(
+        call_type, (profile, call["groupId"]) if call_type == "group" else profile, serialised
+    )
+
+
 def _measured(contribution: Contribution) -> None:
     """Hold a contribution to Segment's limit."""
     try:
@@ -916,6 +1035,9 @@ def _guarded(name: str, callback: Callback) -> Callable[[Any, str], Any]:
     def guarded(value: Any, place: str) -> Any:  # noqa: ANN401 - any JSON value
         try:
             return _as_json(callback(value))
+        except UnusableTimeError as error:
+            detail = f"There is no usable time at {place}: found {error}."
+            raise Rejected(Reject(Reason.BAD_TIMESTAMP, detail)) from None
         except Exception as error:  # noqa: BLE001 - code of others may raise anything
             detail = f"The callback {name} failed on {place}: {_said(error)}."
             raise Rejected(Reject(Reason.CALLBACK_FAILED, detail)) from None
@@ -981,6 +1103,7 @@ _NAMESPACE: dict[str, Any] = {
     "SAMPLED_OUT": Filtered(FilterReason.SAMPLED_OUT),
     "copied": _copied,
     "first_text": _first_text,
+    "fixed": _fixed,
     "hash_of": _hash_of,
     "in_sample": in_sample,
     "item": _item,
@@ -998,6 +1121,7 @@ _NAMESPACE: dict[str, Any] = {
     "spliced": _spliced,
     "text": text,
     "texts": _texts,
+    "validated": _validated,
 }
 
 # Names that a generated function uses itself, besides those of Python.

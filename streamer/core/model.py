@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from hashlib import blake2b
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
-
-if TYPE_CHECKING:
-    from hashlib import blake2b
 
 Partition: TypeAlias = tuple[str, int]
 """A topic's name and a partition's number."""
@@ -51,6 +49,7 @@ class FilterReason(StrEnum):
 
     DROPPED_EVENT = "dropped_event"  # `transform.drop_events` has its type
     SAMPLED_OUT = "sampled_out"  # `transform.sample` has its type, and its user isn't in the sample
+    EMPTY = "empty"  # of which the PHP integration makes no call: the profile `altis` only
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +109,29 @@ class Contribution:
         elif "traits" in call:  # of a merge that became too large
             del call["traits"]
         return orjson.dumps(call)
+
+
+class Fixed(Contribution):
+    """A contribution that is sent as it was made, with the id it has, or without one; it merges with none.
+
+    Attributes:
+        serialised: the call.
+    """
+
+    __slots__ = ("serialised",)
+
+    def __init__(
+        self,
+        type: str,  # noqa: A002 - Segment's own word
+        profile: Any,  # noqa: ANN401 - text, or two, where Segment would keep the call
+        serialised: bytes,
+    ) -> None:
+        super().__init__(type, profile, (None, None), {}, {}, b"{}", blake2b())
+        self.serialised = serialised
+
+    def render(self) -> bytes:
+        """Give the call."""
+        return self.serialised
 
 
 class Formatted(NamedTuple):

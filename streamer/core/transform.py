@@ -7,30 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from streamer.core.compile import Rejected, compile_mapping
+from streamer.core.altis import ALTIS
+from streamer.core.compile import DEFAULT, Rejected, compile_mapping
 from streamer.core.exclude import Exclusions
-from streamer.core.mapping import (
-    BUILTIN_CALLBACKS,
-    Callback,
-    GroupMap,
-    default_mapping,
-    kind,
-)
-from streamer.core.model import Filtered, Formatted, Reason, Reject
+from streamer.core.mapping import Callback, GroupMap, kind
+from streamer.core.model import Filtered, FilterReason, Formatted, Reason, Reject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+PROFILES = {profile.name: profile for profile in (DEFAULT, ALTIS)}
+"""What `transform.profile` may be."""
+
 _EMPTY = Reject(Reason.EMPTY, "The record has no value, or one of nothing but white space.")
+_SKIPPED = Filtered(FilterReason.EMPTY)
 
 
 class Transform:
     """Makes the calls of a record: one identify, one group for each group that it names, one page or track.
 
-    The same record makes the same calls with the same ids wherever and however often it is transformed. An id is
-    `s1-` and 128 bits of blake2b, keyed with the write key, over the record's value without outer white space, a NUL
-    and the call's role: its type; for a group call also, each behind a NUL, its map's field, its map's number and, with
-    `each`, the groupId.
+    The same record makes the same calls with the same ids wherever and however often it is transformed. In the profile
+    `default` an id is `s1-` and 128 bits of blake2b, keyed with the write key, over the record's value without outer
+    white space, a NUL and the call's role: its type; for a group call also, each behind a NUL, its map's field, its
+    map's number and, with `each`, the groupId. `streamer.core.altis` tells of the other profile.
     """
 
     def __init__(
@@ -41,15 +40,19 @@ class Transform:
         groups: Sequence[GroupMap] = (),
         callbacks: Mapping[str, Callback] | None = None,
         exclusions: Exclusions | None = None,
+        profile: str = "default",
+        checked: bool = True,
     ) -> None:
         """Compile the mapping.
 
         Args:
             write_key: what the ids are keyed with, so that two destinations never share any.
-            mapping: the tree of each type of call; None for `default_mapping()`.
+            mapping: the tree of each type of call; None for the profile's own.
             groups: the group maps, in order.
             callbacks: callbacks by the names that leaves give them, besides the built-in ones.
             exclusions: what isn't forwarded; None if everything is.
+            profile: one of `PROFILES`.
+            checked: whether what Segment would throw away is rejected; the profile `default` does so in any case.
 
         Raises:
             MappingError: a tree breaks the grammar.
@@ -58,12 +61,17 @@ class Transform:
         if len(key) > blake2b.MAX_KEY_SIZE:
             key = blake2b(key).digest()
         self._key_hash = blake2b(digest_size=16, key=key)
+        chosen = PROFILES[profile]
+        self._decode = chosen.decode
+        self._skips = chosen.skips
         compiled = compile_mapping(
-            default_mapping() if mapping is None else mapping,
+            chosen.mapping() if mapping is None else mapping,
             groups,
-            {**BUILTIN_CALLBACKS, **(callbacks or {})},
+            {**chosen.callbacks, **(callbacks or {})},
             self._key_hash,
             exclusions or Exclusions(),
+            chosen,
+            checked=checked,
         )
         self.source = compiled.source
         self._page_calls = compiled.page_calls
@@ -77,16 +85,18 @@ class Transform:
             timestamp_ms: Kafka's timestamp of the record, negative if it has none.
 
         Returns:
-            the calls, each of which Segment would keep; or why there are none: they can't be made, or aren't to be.
-            Nothing is raised, whatever the value.
+            the calls, each of which Segment would keep if they are checked; or why there are none: they can't be made,
+            or aren't to be. Nothing is raised, whatever the value.
         """
         stripped = value.strip() if value is not None else b""
         if not stripped:
-            return _EMPTY
+            return _EMPTY if self._skips is None else _SKIPPED
         try:
-            event = orjson.loads(stripped)
-        except orjson.JSONDecodeError as error:
+            event = self._decode(stripped)
+        except ValueError as error:
             return Reject(Reason.NOT_JSON, f"The record is no JSON: {error}.")
+        if self._skips is not None and self._skips(event):
+            return _SKIPPED
         if type(event) is not dict:
             return Reject(
                 Reason.NOT_AN_OBJECT, f"The record is {kind(event)}, and must be a JSON object."

@@ -248,6 +248,20 @@ def test_no_broker_at_the_start() -> None:
         assert KEY.encode() not in service.text
 
 
+def test_the_profile_altis_is_warned_of_once_with_what_it_means() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with running(
+        STREAMER_KAFKA__BOOTSTRAP_SERVERS=address, STREAMER_TRANSFORM__PROFILE="altis"
+    ) as service:
+        service.until("streamer runs")
+        [warning] = [line for line in service.lines if "transform.profile" in line["event"]]
+        assert warning["level"] == "warning"
+        assert "one id" in warning["ids"]
+        service.process.send_signal(signal.SIGTERM)
+        assert service.end() == 0
+        assert service.text.count(b"transform.profile") == 1
+
+
 def test_an_interrupt_ends_it_as_well() -> None:
     """Ctrl-C is a SIGINT."""
     address = f"127.0.0.1:{free_port()}"

@@ -134,3 +134,25 @@ def test_a_wrong_mapping_names_its_place(tmp_path: Path) -> None:
 def test_a_configuration_that_is_missing_is_an_error(tmp_path: Path) -> None:
     result = run("--config", str(tmp_path / "missing.toml"), stdin=GOOD)
     assert isinstance(result.exception, ConfigError)
+
+
+def test_the_profile_altis_shows_what_php_sends_unchecked_and_leaves_out_what_it_skips() -> None:
+    result = run("--profile", "altis", stdin=b'{"event_type":"e"}\n{}\n\n[1]\n')
+    assert result.exit_code == 1
+    identify, track = json.loads(result.stdout)
+    assert identify == {"type": "identify", "messageId": "32bc479e9699c2f010d0ec31d69fd694"}
+    assert track == {**identify, "type": "track", "event": "e"}
+    assert result.stderr.startswith("line 4: not_an_object: ")
+
+
+def test_what_is_not_forwarded_is_an_empty_array_in_the_profile_altis_too(tmp_path: Path) -> None:
+    config = tmp_path / "streamer.toml"
+    config.write_text('[transform]\nprofile = "altis"\ndrop_events = ["click"]\n')
+    result = run("--config", str(config), stdin=b'{}\n{"event_type":"click"}\nnull\n')
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "[]\n", "")
+
+
+def test_a_profile_that_there_is_not_is_an_error() -> None:
+    result = run("--profile", "php", stdin=GOOD)
+    assert isinstance(result.exception, ConfigError)
+    assert "transform.profile" in str(result.exception)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reference.interpreter import Interpreter
-from reference.strategies import altis_events, group_maps, mappings, plain_events
+from reference.interpreter import AltisInterpreter, Interpreter
+from reference.strategies import altis_events, group_maps, json_values, mappings, plain_events
+from streamer.core.altis import altis_mapping
 from streamer.core.exclude import Exclusions
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
 from streamer.core.model import Filtered, FilterReason, Reason, Reject
@@ -25,17 +26,20 @@ def raises(value: Any) -> Any:
     raise LookupError(f"no {value!r}")
 
 
-CALLBACKS = {
-    **BUILTIN_CALLBACKS,
+SITE_CALLBACKS = {
     "raises": raises,
     "boxed": lambda value: [value, {"boxed": value}],
     "nulled": lambda _: None,
     "emptied": lambda _: {},
 }
+CALLBACKS = {**BUILTIN_CALLBACKS, **SITE_CALLBACKS}
 
 
 def made(
-    value: bytes, timestamp_ms: int, transform: Transform, interpreter: Interpreter
+    value: bytes,
+    timestamp_ms: int,
+    transform: Transform,
+    interpreter: Interpreter | AltisInterpreter,
 ) -> tuple[bytes, bytes]:
     """What the compiled functions and the interpreter make of a record, each as JSON or as its reason."""
     calls = transform.calls(value, timestamp_ms)
@@ -57,6 +61,11 @@ def test_any_mapping_gives_what_the_interpreter_gives(
     interpreter = Interpreter("key", mapping, groups, CALLBACKS)
     compiled, interpreted = made(orjson.dumps(event), KAFKA_TIME_MS, transform, interpreter)
     assert compiled == interpreted
+
+
+def without_each(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Group maps as the profile altis takes them."""
+    return [{key: tree for key, tree in one.items() if key != "each"} for one in groups]
 
 
 def excluded(
@@ -98,14 +107,46 @@ def test_what_is_excluded_is_what_the_interpreter_leaves_out(
     assert compiled == interpreted
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
-@given(altis_events, exclusions("plan", "DeviceMake", "title", "elapsed", "url"))
-def test_what_is_excluded_from_the_default_mapping_is_in_no_call(
-    event: dict[str, Any], given_exclusions: tuple[Exclusions, dict[str, Any]]
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(plain_events, mappings(), group_maps, exclusions("a", "b", "traits", "0", "ü 'x'\n#"))
+def test_what_is_excluded_is_what_the_interpreter_leaves_out_for_the_profile_altis(
+    event: dict[str, Any],
+    mapping: dict[str, Any],
+    groups: list[dict[str, Any]],
+    given_exclusions: tuple[Exclusions, dict[str, Any]],
 ) -> None:
     exclusions, same = given_exclusions
-    transform = Transform(write_key="key", groups=DEFAULT_GROUPS, exclusions=exclusions)
-    interpreter = Interpreter("key", default_mapping(), DEFAULT_GROUPS, BUILTIN_CALLBACKS, **same)
+    groups = without_each(groups)
+    transform = Transform(
+        write_key="",
+        mapping=mapping,
+        groups=groups,
+        callbacks=SITE_CALLBACKS,
+        exclusions=exclusions,
+        profile="altis",
+        checked=False,
+    )
+    interpreter = AltisInterpreter(mapping, groups, CALLBACKS, **same)
+    compiled, interpreted = made(orjson.dumps(event), KAFKA_TIME_MS, transform, interpreter)
+    assert compiled == interpreted
+
+
+@pytest.mark.parametrize("profile", ["default", "altis"])
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(altis_events, exclusions("plan", "DeviceMake", "title", "elapsed", "url"))
+def test_what_is_excluded_from_a_profiles_own_mapping_is_in_no_call(
+    profile: str, event: dict[str, Any], given_exclusions: tuple[Exclusions, dict[str, Any]]
+) -> None:
+    exclusions, same = given_exclusions
+    groups = DEFAULT_GROUPS if profile == "default" else ALTIS_GROUPS
+    transform = Transform(
+        write_key="key", groups=groups, exclusions=exclusions, profile=profile, checked=False
+    )
+    interpreter = (
+        Interpreter("key", default_mapping(), groups, BUILTIN_CALLBACKS, **same)
+        if profile == "default"
+        else AltisInterpreter(altis_mapping(), groups, BUILTIN_CALLBACKS, **same)
+    )
     value = orjson.dumps(event)
     compiled, interpreted = made(value, KAFKA_TIME_MS, transform, interpreter)
     assert compiled == interpreted
@@ -133,6 +174,25 @@ def test_what_is_not_set_leaves_no_trace_in_the_code() -> None:
     assert "DROPPED_EVENT" not in track
 
 
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(plain_events, mappings(), group_maps)
+def test_any_mapping_gives_what_the_interpreter_gives_for_the_profile_altis(
+    event: dict[str, Any], mapping: dict[str, Any], groups: list[dict[str, Any]]
+) -> None:
+    groups = without_each(groups)
+    transform = Transform(
+        write_key="",
+        mapping=mapping,
+        groups=groups,
+        callbacks=SITE_CALLBACKS,
+        profile="altis",
+        checked=False,
+    )
+    interpreter = AltisInterpreter(mapping, groups, CALLBACKS)
+    compiled, interpreted = made(orjson.dumps(event), KAFKA_TIME_MS, transform, interpreter)
+    assert compiled == interpreted
+
+
 DEFAULT_GROUPS: list[dict[str, Any]] = [
     {"field": "endpoint.Attributes.Company", "each": True, "traits": {"plan": "attributes.plan"}},
     {"field": "endpoint.Attributes.plan", "traits": "endpoint.Metrics"},
@@ -149,6 +209,20 @@ def test_the_default_mapping_gives_what_the_interpreter_gives(
     event: dict[str, Any], timestamp_ms: int
 ) -> None:
     compiled, interpreted = made(b" %s\n" % orjson.dumps(event), timestamp_ms, *DEFAULT)
+    assert compiled == interpreted
+
+
+ALTIS_GROUPS = without_each(DEFAULT_GROUPS)
+ALTIS = (
+    Transform(write_key="", groups=ALTIS_GROUPS, profile="altis", checked=False),
+    AltisInterpreter(altis_mapping(), ALTIS_GROUPS, BUILTIN_CALLBACKS),
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(altis_events | json_values)
+def test_the_altis_mapping_gives_what_the_interpreter_gives(event: Any) -> None:
+    compiled, interpreted = made(b" %s\n" % orjson.dumps(event), KAFKA_TIME_MS, *ALTIS)
     assert compiled == interpreted
 
 

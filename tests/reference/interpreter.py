@@ -2,13 +2,20 @@
 
 Each function does what one row of the grammar's table says, on the tree as it is written down. Held against
 `streamer.core.transform`, it tells whether the compiled functions mean what the mapping says.
+
+For the profile `altis` the same grammar is read off what PHP's arrays, `array_merge`, `current` and `empty` do;
+`tests/core/test_altis.py` holds that profile against what PHP itself has made.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any
@@ -34,16 +41,16 @@ def is_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, dict | list) and not value)
 
 
-def look_up(event: Any, path: str) -> Any:
+def look_up(event: Any, path: str, *, php: bool = False) -> Any:
     value = event
     for step in path.split("."):
         if isinstance(value, dict):
             value = value.get(step)
         elif not re.fullmatch("0|[1-9][0-9]*", step, re.ASCII):
             return None
-        elif isinstance(value, list):
+        elif isinstance(value, list) or (php and isinstance(value, str)):
             value = value[int(step)] if int(step) < len(value) else None
-        elif step != "0":
+        elif php or step != "0":
             return None
         if value is None:
             return None
@@ -71,19 +78,106 @@ def is_time(value: Any) -> bool:
     return True
 
 
-def leaf(tree: str, event: Any, callbacks: Callbacks) -> Any:
+def php_time(value: Any) -> str:
+    """PHP's `date('c', …)` of what its `int` takes, divided by 1000."""
+    number = value
+    if isinstance(value, str):
+        trimmed = value.strip(" \t\n\r\v\f")
+        if not re.fullmatch(
+            r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", trimmed, re.ASCII
+        ):
+            raise RejectedError(Reason.BAD_TIMESTAMP)
+        whole = re.fullmatch(r"[+-]?[0-9]{1,19}", trimmed, re.ASCII)
+        number = int(trimmed) if whole else float(trimmed)
+    if not isinstance(number, int | float) or not -(2**63) <= number < 2**63:
+        raise RejectedError(Reason.BAD_TIMESTAMP)
+    milliseconds = int(number)
+    seconds = milliseconds // 1000
+    if milliseconds % 1000:
+        seconds = math.trunc(float(milliseconds) / 1000)
+    days, second = divmod(seconds, 86_400)
+    # years that begin in March, so that the leap day is a year's last one
+    era, day = divmod(days + 719_468, 146_097)
+    year = (day - day // 1460 + day // 36_524 - day // 146_096) // 365
+    day -= 365 * year + year // 4 - year // 100
+    march = (5 * day + 2) // 153
+    day -= (153 * march + 2) // 5
+    month = (march + 2) % 12 + 1
+    year += 400 * era + (month <= 2)
+    shown = f"-{-year:04d}" if year < 0 else f"{year:04d}"
+    clock = f"{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}"
+    return f"{shown}-{month:02d}-{day + 1:02d}T{clock}+00:00"
+
+
+def php_array(value: Any) -> Any:
+    """What a value is after PHP's `json_decode` and `json_encode`.
+
+    A number has no needless fraction, and an object is a list if its keys are those of one.
+    """
+    if isinstance(value, list):
+        return [php_array(element) for element in value]
+    if isinstance(value, dict):
+        if list(value) == [str(number) for number in range(len(value))]:
+            return [php_array(element) for element in value.values()]
+        return {key: php_array(element) for key, element in value.items()}
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    number = value if isinstance(value, int) and value < 2**63 else float(value)
+    return (
+        int(php_float(number)) if re.fullmatch("[0-9]+|-[1-9][0-9]*", php_float(number)) else number
+    )
+
+
+def php_float(number: float) -> str:
+    """A number as PHP's `json_encode` writes it."""
+    if isinstance(number, int):
+        return str(number)
+    sign = "-" if math.copysign(1, number) < 0 else ""
+    if number == 0:
+        return f"{sign}0"
+    _, digits, power = Decimal(repr(abs(number))).normalize().as_tuple()
+    shown = "".join(map(str, digits))
+    point = len(shown) + int(power)
+    if not -4 < point <= 17:
+        return f"{sign}{shown[0]}.{shown[1:] or '0'}e{'-' if point < 1 else '+'}{abs(point - 1)}"
+    plain = f"{abs(Decimal(repr(number))):f}"
+    return sign + (plain.rstrip("0").rstrip(".") if "." in plain else plain)
+
+
+def php_json(value: Any) -> str:
+    """PHP's `json_encode` of a decoded value, written by Python's, with floats and what it escapes otherwise put in."""
+    value = php_array(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(php_json, value))}]"
+    if isinstance(value, dict):
+        return (
+            "{" + ",".join(f"{php_json(key)}:{php_json(one)}" for key, one in value.items()) + "}"
+        )
+    if isinstance(value, float):
+        return php_float(value)
+    if not isinstance(value, str):
+        return json.dumps(value)
+    kept = {"/": "\\/", "\x7f": "\x7f"}
+    return '"' + "".join(kept.get(one, json.dumps(one)[1:-1]) for one in value) + '"'
+
+
+def leaf(tree: str, event: Any, callbacks: Callbacks, *, php: bool = False) -> Any:
     if tree == "":
         return None
     if "|" not in tree:
-        return look_up(event, tree)
+        return look_up(event, tree, php=php)
     path, name = tree.rsplit("|", 1)
     if name == "static":
         return path
-    value = look_up(event, path) if path else event
+    value = look_up(event, path, php=php) if path else event
     if value is None:
         return None
     if name == "milliseconds_to_iso8601":
-        return iso8601(value)
+        return php_time(value) if php else iso8601(value)
+    if php and name == "json_encode":
+        return php_json(value)
+    if php and name == "hash_event":
+        return hashlib.md5(php_json(value).encode(), usedforsecurity=False).hexdigest()
     try:
         return callbacks[name](value)
     except Exception:  # noqa: BLE001 - a callback may raise anything
@@ -117,6 +211,34 @@ def less(value: Any, drops: Drops) -> Any:
     return left
 
 
+def current(value: Any) -> Any:
+    """The first element of an array, false if it is empty; else the value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return (value[0] if value else False) if isinstance(value, list) else value
+
+
+def php_merge(tree: Sequence[Any], event: Any, callbacks: Callbacks, drops: Drops) -> Any:
+    """`array_merge`, but that objects keep their keys."""
+    merged: dict[str, Any] = {}
+    next_number = 0
+    is_list = True
+    inside = {key: below for key, below in drops.items() if below}
+    for part in tree:
+        value = evaluate(part, event, callbacks, inside if isinstance(part, dict) else {}, php=True)
+        if isinstance(value, list):
+            for element in value:
+                while str(next_number) in merged:
+                    next_number += 1
+                merged[str(next_number)] = php_array(current(element))
+        elif isinstance(value, dict) and value:
+            is_list = False
+            for key, element in value.items():
+                flat = element if isinstance(part, dict) else php_array(current(element))
+                merged[key] = flat
+    return list(merged.values()) if is_list else merged
+
+
 def merge(tree: Sequence[Any], event: Any, callbacks: Callbacks, drops: Drops) -> Any:
     objects, lists = [], []
     inside = {key: below for key, below in drops.items() if below}
@@ -137,21 +259,27 @@ def merge(tree: Sequence[Any], event: Any, callbacks: Callbacks, drops: Drops) -
 
 
 def evaluate(
-    tree: Any, event: Any, callbacks: Callbacks, drops: Drops = MappingProxyType({})
+    tree: Any,
+    event: Any,
+    callbacks: Callbacks,
+    drops: Drops = MappingProxyType({}),
+    *,
+    php: bool = False,
 ) -> Any:
     if tree is None:
         return None
     if isinstance(tree, str):
-        return less(leaf(tree, event, callbacks), drops)
+        return less(leaf(tree, event, callbacks, php=php), drops)
     if isinstance(tree, list):
-        return less(merge(tree, event, callbacks, drops), drops)
+        merged = (php_merge if php else merge)(tree, event, callbacks, drops)
+        return less(merged, drops)
     result = {}
     for key, subtree in tree.items():
         if drops.get(key) == {}:
             continue
-        value = evaluate(subtree, event, callbacks, drops.get(key, {}))
+        value = evaluate(subtree, event, callbacks, drops.get(key, {}), php=php)
         if not is_nothing(value):
-            result[key] = value
+            result[key] = php_array(value) if php and isinstance(subtree, str) else value
     return result
 
 
@@ -174,12 +302,11 @@ def message_id(write_key: str, identity: bytes, role: bytes) -> str:
     return "s1-" + blake2b(identity + b"\0" + role, key=key, digest_size=16).hexdigest()
 
 
-class Interpreter:
-    """Makes the calls of a record as `Transform.calls` does, but a reason instead of a Reject or Filtered."""
+class Excluding:
+    """What the interpreters of both profiles are made of, and what isn't forwarded."""
 
     def __init__(
         self,
-        write_key: str,
         mapping: Mapping[str, Any],
         groups: Sequence[Mapping[str, Any]],
         callbacks: Callbacks,
@@ -189,7 +316,6 @@ class Interpreter:
         drop_properties: Collection[str] = (),
         sample: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        self.write_key = write_key
         self.mapping = mapping
         self.groups = groups
         self.callbacks = callbacks
@@ -197,8 +323,77 @@ class Interpreter:
         self.sample = sample
         traits: Drops = {key: {} for key in drop_traits}
         properties: Drops = {key: {} for key in drop_properties}
-        self.drops = {"traits": traits, "properties": properties}
-        self.context_drops = {"traits": traits, "page": properties}
+        context = {key: below for key, below in (("traits", traits), ("page", properties)) if below}
+        drops = {"traits": traits, "properties": properties, "context": context}
+        self.drops = {key: below for key, below in drops.items() if below}
+
+    def kept_back(self, event: Any, *, php: bool = False) -> FilterReason | None:
+        event_type = event.get("event_type")
+        if event_type in list(self.drop_events):
+            return FilterReason.DROPPED_EVENT
+        if event_type in list(self.sample):
+            tree = self.mapping["identify"]
+            ids = [
+                as_text(evaluate(tree.get(key), event, self.callbacks, php=php))
+                for key in ("userId", "anonymousId")
+            ]
+            user = ids[0] or ids[1]
+            digest = blake2b(f"{event_type}\0{user}".encode(), digest_size=8).hexdigest()
+            if user is not None and int(digest, 16) / 2**64 >= self.sample[event_type]:
+                return FilterReason.SAMPLED_OUT
+        return None
+
+
+class AltisInterpreter(Excluding):
+    """Makes the calls of the profile `altis`, unchecked: a reason for a reject, and for a line that makes none."""
+
+    def calls(
+        self,
+        value: bytes | None,
+        timestamp_ms: int,  # noqa: ARG002 - PHP knows no time of the record
+    ) -> list[dict[str, Any]] | Reason | FilterReason:
+        if value is None or value.strip() == b"":
+            return FilterReason.EMPTY
+        try:
+            event = orjson.loads(value)
+        except ValueError:
+            return Reason.NOT_JSON
+        if is_nothing(event) or event in (False, 0, "", "0"):
+            return FilterReason.EMPTY
+        if not isinstance(event, dict):
+            return Reason.NOT_AN_OBJECT
+        trees = [self.mapping["identify"]]
+        try:
+            reason = self.kept_back(event, php=True)
+            if reason is not None:
+                return reason
+            for group_map in self.groups:
+                laid = {
+                    "groupId" if key == "field" else key: tree for key, tree in group_map.items()
+                }
+                group_id = evaluate(group_map["field"], event, self.callbacks, php=True)
+                if not is_nothing(group_id) and group_id not in (False, 0, "", "0"):
+                    trees.append({**self.mapping["group"], **laid})
+            is_page = event.get("event_type") == "pageView"
+            trees.append(self.mapping["page" if is_page else "track"])
+            return [evaluate(tree, event, self.callbacks, self.drops, php=True) for tree in trees]
+        except RejectedError as rejected:
+            return rejected.reason
+
+
+class Interpreter(Excluding):
+    """Makes the calls of a record as `Transform.calls` does, but a reason instead of a Reject or Filtered."""
+
+    def __init__(
+        self,
+        write_key: str,
+        mapping: Mapping[str, Any],
+        groups: Sequence[Mapping[str, Any]],
+        callbacks: Callbacks,
+        **excluded: Any,
+    ) -> None:
+        super().__init__(mapping, groups, callbacks, **excluded)
+        self.write_key = write_key
 
     def calls(
         self, value: bytes | None, timestamp_ms: int
@@ -212,20 +407,10 @@ class Interpreter:
         if not isinstance(event, dict):
             return Reason.NOT_AN_OBJECT
         record = value.strip()
-        event_type = event.get("event_type")
-        if event_type in list(self.drop_events):
-            return FilterReason.DROPPED_EVENT
         try:
-            if event_type in list(self.sample):
-                tree = self.mapping["identify"]
-                ids = [
-                    evaluate(tree.get(key), event, self.callbacks)
-                    for key in ("userId", "anonymousId")
-                ]
-                user = as_text(ids[0]) or as_text(ids[1])
-                digest = blake2b(f"{event_type}\0{user}".encode(), digest_size=8).hexdigest()
-                if user is not None and int(digest, 16) / 2**64 >= self.sample[event_type]:
-                    return FilterReason.SAMPLED_OUT
+            reason = self.kept_back(event)
+            if reason is not None:
+                return reason
             calls = [self.call("identify", self.mapping["identify"], event, record, timestamp_ms)]
             for number, group_map in enumerate(self.groups):
                 calls += self.group_calls(number, group_map, event, record, timestamp_ms)
@@ -281,10 +466,7 @@ class Interpreter:
         places.setdefault("messageId", "")
         call: dict[str, Any] = {}
         for key, subtree in places.items():
-            drops = self.drops.get(key, {})
-            if key == "context":
-                drops = {place: below for place, below in self.context_drops.items() if below}
-            value = evaluate(subtree, event, self.callbacks, drops)
+            value = evaluate(subtree, event, self.callbacks, self.drops.get(key, {}))
             if key in TEXT_KEYS:
                 value = as_text(value)
             elif key == "timestamp" and not is_time(value):
