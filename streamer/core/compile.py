@@ -6,14 +6,16 @@ up once however many leaves of the identify and the main call want it.
 
 The functions of that module:
 
-    page_calls, track_calls(event, timestamp_ms, record_hash)         -> Formatted: identify, groups, page or track;
-                                                                         or Filtered
-    group_N_ids(event)                                                -> the groupIds that group map N finds
-    group_N(event, timestamp_ms, record_hash, group_id, ...)          -> Contribution; the rest is made for identify
+    page_calls, track_calls(event, timestamp_ms, key_hash, record_hash)  -> Formatted: identify, groups, page or track;
+                                                                            or Filtered
+    group_N_ids(event)                                                   -> the groupIds that group map N finds
+    group_N(event, timestamp_ms, key_hash, record_hash, group_id, ...)   -> Contribution; the rest is made for identify
 
-They raise `Rejected` for an event that can't become calls. `record_hash` is the keyed hash of the record's bytes,
-`timestamp_ms` Kafka's. What the trees guarantee (an id is text, a branch is an object) isn't checked again; all else
-that Segment would throw away is, at the end of each function.
+They raise `Rejected` for an event that can't become calls. `timestamp_ms` is Kafka's. `key_hash` is an empty hash,
+keyed with a write key: what a mapped messageId is hashed with; `record_hash` is that of the record's bytes, made with
+the same key. Nothing of a write key is in the functions, so they serve any number of them. What the trees guarantee (an
+id is text, a branch is an object) isn't checked again; all else that Segment would throw away is, at the end of each
+function.
 """
 
 from __future__ import annotations
@@ -132,15 +134,14 @@ class Compiled:
     """
 
     source: str
-    page_calls: Callable[[dict[str, Any], int, blake2b], Formatted | Filtered]
-    track_calls: Callable[[dict[str, Any], int, blake2b], Formatted | Filtered]
+    page_calls: Callable[[dict[str, Any], int, blake2b, blake2b], Formatted | Filtered]
+    track_calls: Callable[[dict[str, Any], int, blake2b, blake2b], Formatted | Filtered]
 
 
 def compile_mapping(
     mapping: Mapping[str, Any],
     groups: Sequence[GroupMap],
     callbacks: Mapping[str, Callback],
-    key_hash: blake2b,
     exclusions: Exclusions,
     profile: Profile = DEFAULT,
     *,
@@ -152,7 +153,6 @@ def compile_mapping(
         mapping: the tree of each type of call.
         groups: the group maps, in order.
         callbacks: every callback by its name.
-        key_hash: an empty hash, keyed with the write key: what a mapped messageId is hashed with.
         exclusions: what isn't forwarded.
         profile: what the calls are made for.
         checked: whether what Segment would throw away is rejected, where the profile doesn't do so in any case.
@@ -191,7 +191,7 @@ def compile_mapping(
         module.calls(call_type, len(groups), exclusions)
 
     source = module.source()
-    namespace = {**_NAMESPACE, **profile.functions, **module.callbacks, "key_hash": key_hash}
+    namespace = {**_NAMESPACE, **profile.functions, **module.callbacks}
     if not checked and not profile.mends:
         namespace["validated"] = _json_of_call
     # What a mapping says stands in the source only as ASCII literals and in names made of [a-z0-9_].
@@ -279,7 +279,7 @@ class _Module:
             exclusions: what isn't forwarded.
         """
         name = f"{main_type}_calls"
-        function = self._function(name, ["event", "timestamp_ms", "record_hash"])
+        function = self._function(name, ["event", "timestamp_ms", "key_hash", "record_hash"])
         function.line(f'"""Make the calls of a record whose main call is a {main_type} call."""')
         identify = self._trees["identify"]
         function.filters(main_type, identify, exclusions)
@@ -288,7 +288,7 @@ class _Module:
         names = ", ".join(_VARIABLES.get(key, key) for key in self._common)
         for number in range(groups):
             function.line(f"for group_id in group_{number}_ids(event):")
-            made = f"group_{number}(event, timestamp_ms, record_hash, group_id, {names})"
+            made = f"group_{number}(event, timestamp_ms, key_hash, record_hash, group_id, {names})"
             function.line(f"    contributions += ({made},)")
 
         tree = self._trees[main_type]
@@ -319,7 +319,7 @@ class _Module:
         function.line(f"return {ids}({found})")
 
         common = [_VARIABLES.get(key, key) for key in self._common]
-        arguments = ["event", "timestamp_ms", "record_hash", "group_id", *common]
+        arguments = ["event", "timestamp_ms", "key_hash", "record_hash", "group_id", *common]
         function = self._function(name, arguments)
         function.line('"""Make the group call."""')
         self._share(function, tree)

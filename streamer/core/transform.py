@@ -23,6 +23,18 @@ _EMPTY = Reject(Reason.EMPTY, "The record has no value, or one of nothing but wh
 _SKIPPED = Filtered(FilterReason.EMPTY)
 
 
+def keyed(write_key: str) -> blake2b:
+    """Give the empty hash of which the ids for a write key are made: see `Transform`.
+
+    Args:
+        write_key: of any length; beyond the 64 bytes that blake2b takes as a key, its hash is the key.
+    """
+    key = write_key.encode()
+    if len(key) > blake2b.MAX_KEY_SIZE:
+        key = blake2b(key).digest()
+    return blake2b(digest_size=16, key=key)
+
+
 class Transform:
     """Makes the calls of a record: one identify, one group for each group that it names, one page or track.
 
@@ -46,7 +58,7 @@ class Transform:
         """Compile the mapping.
 
         Args:
-            write_key: what the ids are keyed with, so that two destinations never share any.
+            write_key: what `format` and `calls` key the ids with, so that two destinations never share any.
             mapping: the tree of each type of call; None for the profile's own.
             groups: the group maps, in order.
             callbacks: callbacks by the names that leaves give them, besides the built-in ones.
@@ -57,10 +69,7 @@ class Transform:
         Raises:
             MappingError: a tree breaks the grammar.
         """
-        key = write_key.encode()
-        if len(key) > blake2b.MAX_KEY_SIZE:
-            key = blake2b(key).digest()
-        self._key_hash = blake2b(digest_size=16, key=key)
+        self._key_hash = keyed(write_key)
         chosen = PROFILES[profile]
         self._decode = chosen.decode
         self._skips = chosen.skips
@@ -68,7 +77,6 @@ class Transform:
             chosen.mapping() if mapping is None else mapping,
             groups,
             {**chosen.callbacks, **(callbacks or {})},
-            self._key_hash,
             exclusions or Exclusions(),
             chosen,
             checked=checked,
@@ -88,6 +96,21 @@ class Transform:
             the calls, each of which Segment would keep if they are checked; or why there are none: they can't be made,
             or aren't to be. Nothing is raised, whatever the value.
         """
+        decoded = self.decode(value)
+        if not isinstance(decoded, tuple):
+            return decoded
+        stripped, event = decoded
+        return self.make(stripped, event, timestamp_ms, self._key_hash)
+
+    def decode(self, value: bytes | None) -> tuple[bytes, dict[str, Any]] | Reject | Filtered:
+        """Read a record's event: the first half of `format`, for who must know the event to choose the write key.
+
+        Args:
+            value: the record's value; None for a tombstone.
+
+        Returns:
+            the value without outer white space, and the event; or why no calls are made of it.
+        """
         stripped = value.strip() if value is not None else b""
         if not stripped:
             return _EMPTY if self._skips is None else _SKIPPED
@@ -101,12 +124,25 @@ class Transform:
             return Reject(
                 Reason.NOT_AN_OBJECT, f"The record is {kind(event)}, and must be a JSON object."
             )
-        record_hash = self._key_hash.copy()
+        return stripped, event
+
+    def make(
+        self, stripped: bytes, event: dict[str, Any], timestamp_ms: int, key_hash: blake2b
+    ) -> Formatted | Reject | Filtered:
+        """Make the calls of an event: the second half of `format`.
+
+        Args:
+            stripped: the record's value without outer white space, as `decode` gives it.
+            event: the event, as `decode` gives it. It isn't changed.
+            timestamp_ms: Kafka's timestamp of the record, negative if it has none.
+            key_hash: `keyed` of the write key that the ids are keyed with.
+        """
+        record_hash = key_hash.copy()
         record_hash.update(stripped)
         try:
             if event.get("event_type") == "pageView":
-                return self._page_calls(event, timestamp_ms, record_hash)
-            return self._track_calls(event, timestamp_ms, record_hash)
+                return self._page_calls(event, timestamp_ms, key_hash, record_hash)
+            return self._track_calls(event, timestamp_ms, key_hash, record_hash)
         except Rejected as rejected:
             return rejected.reject
 

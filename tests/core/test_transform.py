@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reference.strategies import altis_events, json_values
 from streamer.core.mapping import default_mapping
 from streamer.core.model import Contribution, Filtered, Formatted, Reason, Reject
-from streamer.core.transform import Transform
+from streamer.core.transform import Transform, keyed
 from streamer.core.validate import validate
 
 KAFKA_TIME_MS = 1_650_000_000_123
@@ -287,6 +287,25 @@ def test_a_mapped_message_id_stands_for_the_record_and_differs_between_calls(
     ]
 
 
+def test_two_write_keys_never_share_an_id_of_one_mapping() -> None:
+    """Whether ids are of the record or mapped: nothing of a key is in what was compiled."""
+    mapping = default_mapping()
+    mapping["page"]["messageId"] = mapping["group"]["messageId"] = "attributes.title"
+    transform = Transform(write_key="one", mapping=mapping, groups=[{"field": "endpoint.Id"}])
+    value = changed()
+    decoded = transform.decode(value)
+    assert isinstance(decoded, tuple)
+    ids: list[bytes] = []
+    for key in ("one", "other", "k" * 65):
+        made = transform.make(*decoded, -1, keyed(key))
+        assert isinstance(made, Formatted)
+        sent = sent_of(made)
+        same = Transform(write_key=key, mapping=mapping, groups=[{"field": "endpoint.Id"}])
+        assert [orjson.loads(one) for one in sent] == calls_of(same, value)
+        ids += [orjson.loads(one)["messageId"] for one in sent]
+    assert len(ids) == 9 == len(set(ids))
+
+
 # --- timestamps --------------------------------------------------------------------------------------------------
 
 
@@ -487,13 +506,26 @@ def test_depth_is_no_harm(place: str, depth: int) -> None:
 # --- whatever comes ----------------------------------------------------------------------------------------------
 
 
+def sent_of(formatted: Formatted) -> list[bytes]:
+    return [*(one.render() for one in formatted.contributions), formatted.main]
+
+
 def is_one_outcome(transform: Transform, value: bytes, timestamp_ms: int) -> None:
     formatted = transform.format(value, timestamp_ms)
     calls = transform.calls(value, timestamp_ms)
+    decoded = transform.decode(value)
     if not isinstance(formatted, Formatted) or not isinstance(calls, list):
         assert formatted == calls
+        if isinstance(decoded, tuple):
+            assert transform.make(*decoded, timestamp_ms, keyed("key")) == formatted
+        else:
+            assert decoded == formatted
         return
-    sent = [*(one.render() for one in formatted.contributions), formatted.main]
+    sent = sent_of(formatted)
+    assert isinstance(decoded, tuple)
+    made = transform.make(*decoded, timestamp_ms, keyed("key"))
+    assert isinstance(made, Formatted)
+    assert sent_of(made) == sent
     assert [json.loads(one) for one in sent] == calls
     assert len({call["messageId"] for call in calls}) == len(calls)
     for call, one in zip(calls, sent, strict=True):
