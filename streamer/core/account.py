@@ -32,7 +32,8 @@ class Account:
     Attributes:
         consumed: records read, by topic.
         consumed_bytes: bytes of their values, by topic.
-        delivered: records whose main call Segment accepted.
+        delivered: records whose main call Segment accepted; of those that site code left without one, the ones that
+            are settled.
         filtered: records of which no calls are to be made, by reason.
         dead_lettered: records that became dead letters, by reason, counted when the dead letter was acknowledged.
         released: records whose generation ended before their fate was decided; they are read again.
@@ -129,17 +130,34 @@ class Ledger:
         """Note that a call was merged into another one, which goes on in its place."""
         self._end_calls(self._account.merged, kind, 1)
 
-    def delivered(self, kind: str, calls: int) -> None:
-        """Note calls that Segment accepted; with a page or track call its record is delivered."""
-        self._end_calls(self._account.calls_delivered, kind, calls)
-        if kind in ("page", "track") and not self.ended:
-            self._account.delivered += calls
-            self._end_records(calls)
+    def delivered(self, kind: str, calls: int, further: int = 0) -> None:
+        """Note calls that Segment accepted; with a page or track call its record is delivered.
 
-    def refused(self, kind: str, reason: Reason) -> None:
-        """Note a call that became a dead letter; with a page or track call so did its record."""
-        self._end_calls(self._account.refused, kind, 1)
+        Args:
+            kind: their type.
+            calls: how many.
+            further: with how many of them no record is: see `streamer.core.batch.FURTHER`.
+        """
+        self._end_calls(self._account.calls_delivered, kind, calls)
         if kind in ("page", "track"):
+            self.settled(calls - further)
+
+    def settled(self, records: int) -> None:
+        """Note records as delivered: with their main call, or without one, when all that is left of them is settled."""
+        if self.ended:
+            return
+        self._account.delivered += records
+        self._end_records(records)
+
+    def refused(self, kind: str, reason: Reason | None) -> None:
+        """Note a call that became a dead letter; with a page or track call so did its record.
+
+        Args:
+            kind: its type.
+            reason: why; None for a call whose fate isn't its record's.
+        """
+        self._end_calls(self._account.refused, kind, 1)
+        if kind in ("page", "track") and reason is not None:
             self.dead_lettered(reason)
 
     def dead_lettered(self, reason: Reason) -> None:

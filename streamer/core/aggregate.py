@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import orjson
 
-from streamer.core.batch import Batch
-from streamer.core.model import CALL_TYPES
+from streamer.core.batch import FURTHER, Batch
+from streamer.core.model import CALL_TYPES, Main
 from streamer.core.validate import MAX_CALL_BYTES
 
 if TYPE_CHECKING:
     from streamer.core.account import Ledger
     from streamer.core.batch import Limits
     from streamer.core.budget import Share
-    from streamer.core.model import Contribution, Formatted
+    from streamer.core.model import Changed, Contribution, Formatted
     from streamer.core.offsets import Chunk
 
 _Profile: TypeAlias = str | tuple[str, str]
@@ -170,6 +170,23 @@ class Lane:
         batch.append(main, _TYPE_INDEX[kind], chunk, record)
         self.share.take(taken + size + CALL_OVERHEAD)
         if len(batch.calls) >= self._limits.max_calls:
+            self.close("calls", chunk.read_at)
+
+    def add_changed(self, changed: Changed, chunk: Chunk, record: int) -> None:
+        """Take in the calls of one record that site code has had in its hands; see `add`."""
+        for call in changed.calls:
+            if isinstance(call, Main):
+                data, kind = call.serialised, _TYPE_INDEX[call.type]
+                batch = self._room(len(data), chunk.read_at)
+                batch.append(data, kind if call.decides else kind | FURTHER, chunk, record)
+                self.share.take(len(data) + CALL_OVERHEAD)
+            elif call.profile in self._batches:
+                self._add_behind(call, chunk, record)
+            else:
+                data = self._begin(call)
+                self.share.take(len(data) + CALL_OVERHEAD + PROFILE_OVERHEAD)
+                self._place(self._room(len(data), chunk.read_at), call, data, chunk, record)
+        if self.open is not None and len(self.open.calls) >= self._limits.max_calls:
             self.close("calls", chunk.read_at)
 
     def close(self, trigger: str, now: float) -> None:

@@ -24,6 +24,9 @@ ENVELOPE_BYTES = len(_HEAD) + len(_TAIL % b"2026-01-01T00:00:00.000Z")
 MAIN_TYPES = (CALL_TYPES.index("page"), CALL_TYPES.index("track"))
 _FIRST_MAIN = min(MAIN_TYPES)
 
+FURTHER = 0x80
+"""Added to the type of a page or track call with which its record isn't delivered: site code made several of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -61,7 +64,7 @@ class Batch:
 
     Attributes:
         calls: each call, serialised.
-        types: each call's type, as its index in `CALL_TYPES`.
+        types: each call's type, as its index in `CALL_TYPES`, perhaps with `FURTHER`.
         chunk_numbers: each call's chunk, as its index in `chunks`.
         records: the number of each call's record in its chunk (of a merged call: of its last contribution).
         chunks: the chunks that the batch holds, each once.
@@ -184,21 +187,37 @@ class Batch:
             Type and number, for the types that occur.
         """
         types = self.types if not start and stop is None else self.types[start:stop]
-        return [(kind, n) for index, kind in enumerate(CALL_TYPES) if (n := types.count(index))]
+        return [
+            (kind, n)
+            for index, kind in enumerate(CALL_TYPES)
+            if (n := types.count(index) + types.count(index | FURTHER))
+        ]
+
+    def further(self, kind: str, start: int = 0, stop: int | None = None) -> int:
+        """Count the calls of a type in a piece with which their records aren't delivered, though it is a main one."""
+        return self.types[start:stop].count(CALL_TYPES.index(kind) | FURTHER)
+
+    def kind(self, place: int) -> str:
+        """Give the type of a call."""
+        return CALL_TYPES[self.types[place] & ~FURTHER]
+
+    def decides(self, place: int) -> bool:
+        """Say whether a call is the one whose fate is its record's."""
+        return self.types[place] in MAIN_TYPES
 
     @property
     def mains(self) -> int:
-        """How many page and track calls it has: that many records are delivered with it."""
+        """How many records are delivered with its page and track calls."""
         return sum(self.types.count(kind) for kind in MAIN_TYPES)
 
     @property
     def read_sum(self) -> float:
-        """The sum, over its page and track calls, of when their records were read, in seconds."""
+        """The sum, over the records that are delivered with it, of when they were read, in seconds."""
         chunks = self.chunks
         return sum(
             chunks[number].read_at
             for number, kind in zip(self.chunk_numbers, self.types, strict=True)
-            if kind >= _FIRST_MAIN
+            if _FIRST_MAIN <= kind < FURTHER
         )
 
     def ages(
@@ -225,7 +244,7 @@ class Batch:
         stamps = sorted(
             stamp
             for number, record, kind in places
-            if kind >= _FIRST_MAIN and (stamp := stamps_of[number][record]) >= 0
+            if _FIRST_MAIN <= kind < FURTHER and (stamp := stamps_of[number][record]) >= 0
         )
         if stamps and stamps[-1] > now_ms:
             past = bisect_right(stamps, now_ms)

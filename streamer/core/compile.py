@@ -1005,14 +1005,6 @@ def _validated(call: dict[str, Any], call_type: str) -> bytes:
     return serialised
 
 
-def _fixed(call: dict[str, Any], call_type: str, serialised: bytes) -> Fixed:
-    """Make a contribution that is sent as it is."""
-    profile = call.get("userId", call.get("anonymousId"))
-    return Fixed(
-        call_type, (profile, call["groupId"]) if call_type == "group" else profile, serialised
-    )
-
-
 def _measured(contribution: Contribution) -> None:
     """Hold a contribution to Segment's limit."""
     try:
@@ -1034,7 +1026,7 @@ def _guarded(name: str, callback: Callback) -> Callable[[Any, str], Any]:
 
     def guarded(value: Any, place: str) -> Any:  # noqa: ANN401 - any JSON value
         try:
-            return _as_json(callback(value))
+            return as_json(callback(value))
         except UnusableTimeError as error:
             detail = f"There is no usable time at {place}: found {error}."
             raise Rejected(Reject(Reason.BAD_TIMESTAMP, detail)) from None
@@ -1055,7 +1047,7 @@ def _said(error: Exception) -> str:
     return f"{name}: {said}".encode(errors="replace").decode() if said else name
 
 
-def _as_json(value: Any) -> Any:  # noqa: ANN401 - any value, for all we know
+def as_json(value: Any) -> Any:  # noqa: ANN401 - any value, for all we know
     """Give a value of JSON's own types, sharing nothing that can change with what the callback holds.
 
     Raises:
@@ -1072,11 +1064,11 @@ def _as_json(value: Any) -> Any:  # noqa: ANN401 - any value, for all we know
     if isinstance(value, float):
         return _finite(float(value))
     if isinstance(value, list | tuple):
-        return [_as_json(element) for element in value]
+        return [as_json(element) for element in value]
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise TypeError("a key is not text")
-        return {_as_json(key): _as_json(element) for key, element in value.items()}
+        return {as_json(key): as_json(element) for key, element in value.items()}
     raise TypeError(f"JSON can't hold {type(value).__name__}")
 
 
@@ -1103,7 +1095,7 @@ _NAMESPACE: dict[str, Any] = {
     "SAMPLED_OUT": Filtered(FilterReason.SAMPLED_OUT),
     "copied": _copied,
     "first_text": _first_text,
-    "fixed": _fixed,
+    "fixed": Fixed,
     "hash_of": _hash_of,
     "in_sample": in_sample,
     "item": _item,

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Partition: TypeAlias = tuple[str, int]
 """A topic's name and a partition's number."""
@@ -28,6 +31,10 @@ class Reason(StrEnum):
     CALLBACK_FAILED = "callback_failed"
     INVALID_CALL = "invalid_call"  # Segment would answer 200 and throw it away
     CALL_TOO_LARGE = "call_too_large"
+    HOOK_FAILED = "hook_failed"  # a handler of a filter raised, hung, or gave what it may not
+    TOO_MANY_WRITE_KEYS = (
+        "too_many_write_keys"  # the event's would be one more lane than there may be
+    )
     REFUSED = "refused"  # Segment refused the call when it stood alone in a request
 
 
@@ -50,6 +57,8 @@ class FilterReason(StrEnum):
     DROPPED_EVENT = "dropped_event"  # `transform.drop_events` has its type
     SAMPLED_OUT = "sampled_out"  # `transform.sample` has its type, and its user isn't in the sample
     EMPTY = "empty"  # of which the PHP integration makes no call: the profile `altis` only
+    NO_WRITE_KEY = "no_write_key"  # its site has none
+    HOOK = "hook"  # `altis.analytics.segment.formatted_data` left no call of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +123,11 @@ class Contribution:
 class Fixed(Contribution):
     """A contribution that is sent as it was made, with the id it has, or without one; it merges with none.
 
+    Args:
+        call: the call as a dict.
+        type: `identify` or `group`.
+        serialised: the call.
+
     Attributes:
         serialised: the call.
     """
@@ -122,16 +136,48 @@ class Fixed(Contribution):
 
     def __init__(
         self,
+        call: Mapping[str, Any],
         type: str,  # noqa: A002 - Segment's own word
-        profile: Any,  # noqa: ANN401 - text, or two, where Segment would keep the call
         serialised: bytes,
     ) -> None:
+        profile = call.get("userId", call.get("anonymousId"))
+        if type == "group":
+            profile = (profile, call.get("groupId"))
         super().__init__(type, profile, (None, None), {}, {}, b"{}", blake2b())
         self.serialised = serialised
 
     def render(self) -> bytes:
         """Give the call."""
         return self.serialised
+
+
+class Main(NamedTuple):
+    """A page or track call that site code has had in its hands.
+
+    Attributes:
+        type: `page` or `track`.
+        serialised: the call.
+        decides: whether its fate is its record's: true of one of them at most.
+    """
+
+    type: str
+    serialised: bytes
+    decides: bool
+
+
+class Changed(NamedTuple):
+    """The calls of one record as site code left them: any number, in its order.
+
+    Attributes:
+        calls: each of them.
+    """
+
+    calls: tuple[Contribution | Main, ...]
+
+    @property
+    def decided(self) -> bool:
+        """Whether one of the calls decides the record's fate."""
+        return any(isinstance(call, Main) for call in self.calls)
 
 
 class Formatted(NamedTuple):
@@ -229,6 +275,26 @@ class Misconfigured:
 
     status: int
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What Segment answered to a request, for site code.
+
+    Attributes:
+        status: the HTTP status.
+        headers: the answer's.
+        body: the beginning of its body, as text; without the write key, should the answer repeat it.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status is one of success."""
+        return 200 <= self.status < 300
 
 
 Outcome: TypeAlias = Delivered | Retry | Refused | Misconfigured

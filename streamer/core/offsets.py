@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from streamer.core.budget import Share
     from streamer.core.model import Partition
@@ -37,12 +37,16 @@ class Chunk:
         offsets: each record's offset (compaction and transactions leave gaps).
         timestamps: each record's Kafka timestamp, in milliseconds since the epoch, -1 where there is none.
         keys: each record's key.
+        formatted: each record's calls before any merging, as one JSON list, if somebody wants to see them once they are
+            sent.
+        on_settled: called once, when all have let go.
 
     What it keeps of its records is held of `share`, if one is given, until all have let go.
     """
 
     __slots__ = (
-        "_kept", "_share", "holders", "keys", "next_position", "offsets", "partition", "read_at", "timestamps",
+        "_kept", "_share", "formatted", "holders", "keys", "next_position", "offsets", "on_settled", "partition",
+        "read_at", "timestamps",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +65,8 @@ class Chunk:
         self.keys = keys
         self.next_position = self.offsets[-1] + 1
         self.holders = 1
+        self.formatted: dict[int, bytes] = {}
+        self.on_settled: Callable[[], None] | None = None
         self._share = share
         if share is not None:
             self._kept = RECORD_OVERHEAD * len(self.offsets) + sum(len(key) for key in keys if key)
@@ -68,6 +74,13 @@ class Chunk:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def keep(self, record: int, formatted: bytes) -> None:
+        """Keep the calls of a record as they were made, until all have let go."""
+        self.formatted[record] = formatted
+        if self._share is not None:
+            self._kept += len(formatted)
+            self._share.take(len(formatted))
 
     def hold(self) -> None:
         """Add a holder.
@@ -88,9 +101,14 @@ class Chunk:
         if self.holders < 1:
             raise RuntimeError(f"{self.partition} at {self.offsets[0]}: let go once too often")
         self.holders -= 1
-        if not self.holders and self._share is not None:
+        if self.holders:
+            return
+        if self._share is not None:
             self._share.give(self._kept)
             self.keys = ()
+        self.formatted = {}
+        if self.on_settled is not None:
+            self.on_settled()
 
 
 class Offsets:
