@@ -234,6 +234,23 @@ def _is_write_key(value: object) -> SecretStr:
     return SecretStr(key)
 
 
+def _is_write_keys(value: object) -> dict[str, SecretStr]:
+    keys = _from_json(value)
+    if not isinstance(keys, dict):
+        raise ValueError(  # noqa: TRY004 - as above
+            'must be a table of sites, each with its write key, such as { "2" = "..." }'
+        )
+    found, wrong = {}, []
+    for site, key in keys.items():
+        try:
+            found[site] = _is_write_key(key)
+        except ValueError as error:
+            wrong.append((site, str(error)))
+    if wrong:
+        raise _ProblemsError(wrong)
+    return found
+
+
 def _is_readable_file(value: object) -> Path:
     path = Path(_is_text(os.fspath(value) if isinstance(value, os.PathLike) else value))
     try:
@@ -515,6 +532,19 @@ class KafkaSettings(_Section):
         return context
 
 
+class SitesSettings(_Section):
+    """`[segment.sites]`: another write key for each site of a network.
+
+    Attributes:
+        field: the path of what tells the site of an event.
+        write_keys: what stands there, as text, to the site's write key; an empty one keeps the site's events back. A
+            site that isn't listed has `segment.write_key`.
+    """
+
+    field: Text = "attributes.blogId"
+    write_keys: Annotated[dict[str, SecretStr], BeforeValidator(_is_write_keys)] = {}
+
+
 class SegmentSettings(_Section):
     """`[segment]`: where calls go.
 
@@ -525,6 +555,7 @@ class SegmentSettings(_Section):
         endpoint: the whole URL to post batches to, in place of the region's.
         gzip: whether bodies are compressed.
         timeout: seconds that one request may take.
+        sites: other write keys.
     """
 
     enabled: Boolean = True
@@ -533,6 +564,7 @@ class SegmentSettings(_Section):
     endpoint: Annotated[str, BeforeValidator(_is_endpoint)] | None = None
     gzip: Boolean = True
     timeout: Annotated[float, _duration("100ms", "10m")] = 15.0
+    sites: SitesSettings = SitesSettings()
 
     @property
     def url(self) -> str:
@@ -661,9 +693,13 @@ class Config(_Section):
     """All settings in effect. `load_config` makes it.
 
     Attributes:
+        plugins: modules with site code, which registers hooks: see `streamer.hooks`.
+        hook_timeout: seconds that a handler of a hook may take for one chunk of records, or for one request.
         shutdown_timeout: seconds that a clean stop waits for what is under way.
     """
 
+    plugins: Names = ()
+    hook_timeout: Annotated[float, _duration("100ms", "10m")] = 10.0
     shutdown_timeout: Annotated[float, _duration("0s", "1h")] = 25.0
     kafka: KafkaSettings = KafkaSettings()
     segment: SegmentSettings = SegmentSettings()
@@ -817,14 +853,23 @@ def load_config(
     return config
 
 
-def require_write_key(config: Config) -> str:
+def require_write_key(config: Config, *, elsewhere: bool = False) -> str:
     """The write key in the clear, for who sends to Segment.
 
+    Args:
+        config: all settings.
+        elsewhere: whether site code may have others.
+
+    Returns:
+        The key of the sites that have no other one; empty if there is none, and sites or site code have some.
+
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none at all.
     """
     key = config.segment.write_key
     if key is None or not key.get_secret_value():
+        if elsewhere or any(map(_given, config.segment.sites.write_keys.values())):
+            return ""
         file = config.file or "a file given with --config"
         composer = config.altis or "a composer.json given with --altis"
         raise ConfigError(
@@ -857,6 +902,8 @@ def effective(config: Config) -> list[Effective]:
             value = getattr(value, part)
         if key in _SECRETS:
             text = f"set, from {origin}" if _given(value) else "not set"
+            if isinstance(value, dict) and value:
+                text = f"set for {', '.join(map(_shown, value))}, from {origin}"
         elif key in _DURATIONS:
             text = duration_text(value)
         elif key in _SIZES:
@@ -870,6 +917,8 @@ def effective(config: Config) -> list[Effective]:
 
 
 def _given(value: object) -> bool:
+    if isinstance(value, dict):
+        return bool(value)
     return bool(value.get_secret_value()) if isinstance(value, SecretStr) else value is not None
 
 

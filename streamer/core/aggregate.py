@@ -174,7 +174,7 @@ class Lane:
 
     def add_changed(self, changed: Changed, chunk: Chunk, record: int) -> None:
         """Take in the calls of one record that site code has had in its hands; see `add`."""
-        for call in changed.calls:
+        for call in changed.taken:
             if isinstance(call, Main):
                 data, kind = call.serialised, _TYPE_INDEX[call.type]
                 batch = self._room(len(data), chunk.read_at)

@@ -24,9 +24,10 @@ import keyword
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
 
@@ -123,6 +124,10 @@ DEFAULT = Profile(
 """The profile that is meant for Segment."""
 
 
+Change: TypeAlias = Callable[[dict[str, Any], str], dict[str, Any]]
+"""Makes another tree of that of a type of call."""
+
+
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """The functions of a mapping: see this module's docstring for their arguments.
@@ -146,6 +151,7 @@ def compile_mapping(
     profile: Profile = DEFAULT,
     *,
     checked: bool = True,
+    change: Change | None = None,
 ) -> Compiled:
     """Compile a mapping.
 
@@ -156,10 +162,20 @@ def compile_mapping(
         exclusions: what isn't forwarded.
         profile: what the calls are made for.
         checked: whether what Segment would throw away is rejected, where the profile doesn't do so in any case.
+        change: makes the tree that is compiled of the one that is there, for a type of call: for identify, page and
+            track, and then for the group call of each group map.
 
     Raises:
         MappingError: a tree breaks the grammar, or can't make a call that Segment would keep.
     """
+    if change is not None:
+        mapping = {
+            **mapping,
+            **{
+                name: change(deepcopy(mapping[name]), name)
+                for name in ("identify", "page", "track")
+            },
+        }
     drops = exclusions.drops()
     trees = {
         name: _parse_call(
@@ -170,14 +186,10 @@ def compile_mapping(
     module = _Module(trees, callbacks, profile)
     for number, group_map in enumerate(groups):
         place = f"groups[{number}]"
-        tree = _parse_call(
-            group_tree(mapping["group"], group_map, place),
-            "group",
-            place,
-            callbacks,
-            drops,
-            profile,
-        )
+        group = group_tree(mapping["group"], group_map, place)
+        if change is not None:
+            group = change(deepcopy(group), "group")
+        tree = _parse_call(group, "group", place, callbacks, drops, profile)
         each = bool(group_map.get("each"))
         if each and not profile.mends:
             raise MappingError(

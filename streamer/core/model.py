@@ -169,15 +169,22 @@ class Changed(NamedTuple):
     """The calls of one record as site code left them: any number, in its order.
 
     Attributes:
-        calls: each of them.
+        taken: each of them.
     """
 
-    calls: tuple[Contribution | Main, ...]
+    taken: tuple[Contribution | Main, ...]
 
     @property
     def decided(self) -> bool:
         """Whether one of the calls decides the record's fate."""
-        return any(isinstance(call, Main) for call in self.calls)
+        return any(isinstance(call, Main) for call in self.taken)
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Give the calls in order as plain dicts; identify and group calls have ids made of those they had."""
+        return [
+            orjson.loads(call.serialised if isinstance(call, Main) else call.render())
+            for call in self.taken
+        ]
 
 
 class Formatted(NamedTuple):
@@ -192,6 +199,16 @@ class Formatted(NamedTuple):
     contributions: tuple[Contribution, ...]
     type: str
     main: bytes
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Give the calls in order as plain dicts that share no objects.
+
+        A call has to be serialised in any case, to know that Segment takes it; reading that back is the fastest way
+        to objects of its own, and the surest to the same calls.
+        """
+        calls = [orjson.loads(one.render()) for one in self.contributions]
+        calls.append(orjson.loads(self.main))
+        return calls
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from streamer.core.altis import ALTIS
 from streamer.core.compile import DEFAULT, Rejected, compile_mapping
 from streamer.core.exclude import Exclusions
@@ -15,6 +13,8 @@ from streamer.core.model import Filtered, FilterReason, Formatted, Reason, Rejec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from streamer.core.compile import Change
 
 PROFILES = {profile.name: profile for profile in (DEFAULT, ALTIS)}
 """What `transform.profile` may be."""
@@ -42,6 +42,10 @@ class Transform:
     `default` an id is `s1-` and 128 bits of blake2b, keyed with the write key, over the record's value without outer
     white space, a NUL and the call's role: its type; for a group call also, each behind a NUL, its map's field, its
     map's number and, with `each`, the groupId. `streamer.core.altis` tells of the other profile.
+
+    Attributes:
+        source: the Python that the mapping is compiled to.
+        mends: whether calls are made as Segment wants them: see `streamer.core.compile.Profile`.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Transform:
         exclusions: Exclusions | None = None,
         profile: str = "default",
         checked: bool = True,
+        change: Change | None = None,
     ) -> None:
         """Compile the mapping.
 
@@ -65,12 +70,14 @@ class Transform:
             exclusions: what isn't forwarded; None if everything is.
             profile: one of `PROFILES`.
             checked: whether what Segment would throw away is rejected; the profile `default` does so in any case.
+            change: changes the tree of a type of call before it is compiled; see `compile_mapping`.
 
         Raises:
             MappingError: a tree breaks the grammar.
         """
         self._key_hash = keyed(write_key)
         chosen = PROFILES[profile]
+        self.mends = chosen.mends
         self._decode = chosen.decode
         self._skips = chosen.skips
         compiled = compile_mapping(
@@ -80,6 +87,7 @@ class Transform:
             exclusions or Exclusions(),
             chosen,
             checked=checked,
+            change=change,
         )
         self.source = compiled.source
         self._page_calls = compiled.page_calls
@@ -151,9 +159,6 @@ class Transform:
     ) -> list[dict[str, Any]] | Reject | Filtered:
         """Make a record's calls as plain dicts that share no objects, for who wants to look at them or change them.
 
-        A call has to be serialised in any case, to know that Segment takes it; reading that back is the fastest way
-        to objects of its own, and the surest to the same calls as `format` makes.
-
         Args:
             value: the record's value; None for a tombstone.
             timestamp_ms: Kafka's timestamp of the record, negative if it has none.
@@ -162,8 +167,4 @@ class Transform:
             the calls in order, each with its messageId; or why there are none.
         """
         formatted = self.format(value, timestamp_ms)
-        if not isinstance(formatted, Formatted):
-            return formatted
-        calls = [orjson.loads(one.render()) for one in formatted.contributions]
-        calls.append(orjson.loads(formatted.main))
-        return calls
+        return formatted.calls() if isinstance(formatted, Formatted) else formatted

@@ -1,0 +1,460 @@
+"""Runs what site code registered: with a time limit, in threads of its own, so that nothing it does stops the stream.
+
+A plain function runs in a thread, because it may do what blocks: the event loop, and with it the heartbeats, go on. An
+`async` one runs on the event loop. One that takes too long is given up; a thread can't be stopped, so it is left behind
+and another one is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
+
+import structlog
+
+from streamer.errors import PluginError
+from streamer.hooks import API_WRITE_KEY, FORMATTED_DATA
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from streamer.hooks import Call, Event, Handler, Hooks
+
+log = structlog.get_logger()
+
+_T = TypeVar("_T")
+
+MAX_STUCK = 8
+"""So many threads may be stuck in plain handlers; then no more of these are called until one comes back."""
+
+MAX_PENDING_BYTES = 16_000_000
+"""What actions that haven't run yet may keep: JSON of batches and events. What is beyond is dropped, and counted."""
+
+_MAX_RUNNING = 16  # actions side by side
+_MAX_TRACEBACK = 2000  # characters
+_LOG_INTERVAL = 10.0  # seconds between two lines for failures of one hook
+
+
+class Observer(Protocol):
+    """Is told what the metrics need."""
+
+    def hook_failed(self, hook: str, how: str) -> None:
+        """A handler `raised`, hung (`timeout`), gave something `wrong`, or was not called at all (`dropped`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A filter that didn't do its work.
+
+    Attributes:
+        detail: which hook and handler, and what happened, with the traceback if there is one.
+    """
+
+    detail: str
+
+
+class _TookTooLongError(Exception):
+    """A handler didn't come back in time; the text says which."""
+
+
+_Job: TypeAlias = "tuple[Callable[[], Any], asyncio.AbstractEventLoop, asyncio.Future[Any]]"
+
+
+class Worker:
+    """A thread for plain functions, one at a time, that is replaced when a function doesn't come back."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: SimpleQueue[_Job | None] | None = None
+        self._stuck = 0
+
+    async def call(self, function: Callable[[], _T]) -> _T:
+        """Call a function in the thread.
+
+        A cancellation, as by a time limit, gives the thread up.
+
+        Args:
+            function: what to call.
+
+        Raises:
+            Exception: what the function raised.
+            _TookTooLongError: too many threads are stuck already.
+        """
+        if self._stuck >= MAX_STUCK:
+            raise _TookTooLongError(f"{self._stuck} calls before it still haven't come back")
+        if self._jobs is None:
+            self._jobs = SimpleQueue()
+            # A daemon: a stop doesn't wait for what is stuck.
+            threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True).start()
+        jobs = self._jobs
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[_T] = loop.create_future()
+        jobs.put((function, loop, done))
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            if not done.done():
+                self._stuck += 1
+                done.add_done_callback(self._came_back)
+                if self._jobs is jobs:
+                    self._jobs = None
+                jobs.put(None)
+            raise
+
+    def close(self) -> None:
+        """Let the thread end when it has nothing left to do."""
+        if self._jobs is not None:
+            self._jobs.put(None)
+            self._jobs = None
+
+    def _came_back(self, done: asyncio.Future[Any]) -> None:
+        self._stuck -= 1
+        if not done.cancelled():
+            done.exception()  # nobody else asks for it
+
+
+def _work(jobs: SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        function, loop, done = job
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            result = function()
+        except BaseException as raised:  # noqa: BLE001 - code of others: even sys.exit() ends no thread here
+            error = raised if isinstance(raised, Exception) else RuntimeError(repr(raised))
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_finish, done, result, error)
+
+
+def _finish(done: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(result)
+    else:
+        done.set_exception(error)
+
+
+def _shown(handler: Handler) -> str:
+    module = getattr(handler, "__module__", None)
+    name = getattr(handler, "__qualname__", None) or repr(handler)
+    return f"{module}.{name}" if module else name
+
+
+def traceback_of(error: BaseException) -> str:
+    """Give the end of an exception's traceback, from where site code begins."""
+    own = error.__traceback__
+    while own is not None and own.tb_frame.f_code.co_filename == __file__:
+        own = own.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, own)).strip()
+    except Exception:  # noqa: BLE001 - an exception of others may fail to say what it is
+        text = type(error).__name__
+    return text if len(text) <= _MAX_TRACEBACK else f"…{text[-_MAX_TRACEBACK:]}"
+
+
+class _Log:
+    """Counts failures, and logs them: a line for each hook in ten seconds at most."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._last: dict[str, float] = {}
+        self._unsaid: dict[str, int] = {}
+
+    def failed(self, hook: str, how: str, **facts: object) -> None:
+        self._observer.hook_failed(hook, how)
+        now = time.monotonic()
+        if now - self._last.get(hook, -_LOG_INTERVAL) < _LOG_INTERVAL:
+            self._unsaid[hook] = self._unsaid.get(hook, 0) + 1
+            return
+        self._last[hook] = now
+        unsaid = self._unsaid.pop(hook, 0)
+        if unsaid:
+            facts["failures_not_logged"] = unsaid
+        log.error("a handler failed", hook=hook, how=how, **facts)
+
+
+class Filters:
+    """Runs the filters that see events and calls.
+
+    Args:
+        hooks: what is registered.
+        timeout_seconds: how long a handler may take for one chunk of records.
+        observer: is told of failures.
+    """
+
+    def __init__(self, hooks: Hooks, timeout_seconds: float, observer: Observer) -> None:
+        self._write_key = hooks.handlers(API_WRITE_KEY)
+        self._formatted_data = hooks.handlers(FORMATTED_DATA)
+        self._timeout_seconds = timeout_seconds
+        self._log = _Log(observer)
+        self._worker = Worker("filters")
+
+    @property
+    def choose_write_keys(self) -> bool:
+        """Whether a handler says which write key an event has."""
+        return bool(self._write_key)
+
+    @property
+    def see_calls(self) -> bool:
+        """Whether a handler is given the calls."""
+        return bool(self._formatted_data)
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._worker.close()
+
+    async def write_keys(
+        self, keys: Sequence[str], events: Sequence[Event]
+    ) -> list[str | Failure | None]:
+        """Ask for the write keys of a chunk's events.
+
+        Args:
+            keys: what each would have.
+            events: the events.
+
+        Returns:
+            for each event what the handlers made of its key, or why they couldn't.
+        """
+        found: list[Any] = list(keys)
+        for handler in self._write_key:
+            places = [i for i, key in enumerate(found) if not isinstance(key, Failure)]
+
+            def one(place: int, handler: Handler = handler) -> Any:  # noqa: ANN401 - whatever it gives
+                try:
+                    return handler(found[place], events[place])
+                except Exception as error:  # noqa: BLE001 - code of others may raise anything
+                    return error
+
+            async def each(places: list[int] = places, handler: Handler = handler) -> None:
+                if inspect.iscoroutinefunction(handler):
+                    given = [one(place) for place in places]
+                else:
+                    given = await self._worker.call(lambda: [one(place) for place in places])
+                for place, key in zip(places, given, strict=True):
+                    found[place] = await _awaited(key)
+
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    await each()
+            except (TimeoutError, _TookTooLongError) as error:
+                failure = self._late(API_WRITE_KEY, handler, error)
+                for place in places:
+                    found[place] = failure
+            for place in places:
+                key = found[place]
+                if isinstance(key, Exception):
+                    found[place] = self._raised(API_WRITE_KEY, handler, key)
+                elif key is not None and not isinstance(key, str | Failure):
+                    detail = f"{_shown(handler)} gave {type(key).__name__}; expected the write key as text, or nothing"
+                    self._log.failed(API_WRITE_KEY, "wrong", detail=detail)
+                    found[place] = Failure(f"{API_WRITE_KEY}: {detail}.")
+        return found
+
+    async def formatted_data(self, data: list[list[Call]]) -> list[object] | Failure:
+        """Have the calls of a chunk's records changed.
+
+        Args:
+            data: a list for each record, of its calls.
+
+        Returns:
+            what the handlers made of it, of the same length; or why they couldn't.
+        """
+        changed: Any = data
+        for handler in self._formatted_data:
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    changed = await self._called(handler, changed)
+            except (TimeoutError, _TookTooLongError) as error:
+                return self._late(FORMATTED_DATA, handler, error)
+            except Exception as error:  # noqa: BLE001 - code of others may raise anything
+                return self._raised(FORMATTED_DATA, handler, error)
+            if not isinstance(changed, list) or len(changed) != len(data):
+                found = (
+                    f"a list of {len(changed)}"
+                    if isinstance(changed, list)
+                    else type(changed).__name__
+                )
+                detail = (
+                    f"{_shown(handler)} gave {found}; expected a list of {len(data)}, in which position i is the list"
+                    " of the calls of record i: an empty one leaves the record out"
+                )
+                self._log.failed(FORMATTED_DATA, "wrong", detail=detail)
+                return Failure(f"{FORMATTED_DATA}: {detail}.")
+        return list(changed)
+
+    async def _called(self, handler: Handler, *arguments: object) -> Any:  # noqa: ANN401 - whatever it gives
+        if inspect.iscoroutinefunction(handler):
+            return await handler(*arguments)
+        result = await self._worker.call(lambda: handler(*arguments))
+        return await result if inspect.isawaitable(result) else result
+
+    def _late(self, hook: str, handler: Handler, error: Exception) -> Failure:
+        why = str(error) or f"it took longer than hook_timeout, {self._timeout_seconds:g} s"
+        self._log.failed(hook, "timeout", handler=_shown(handler), why=why)
+        return Failure(f"{hook}: {_shown(handler)} was given up: {why}.")
+
+    def _raised(self, hook: str, handler: Handler, error: Exception) -> Failure:
+        text = traceback_of(error)
+        self._log.failed(hook, "raised", handler=_shown(handler), traceback=text)
+        return Failure(f"{hook}: {_shown(handler)} raised: {text}")
+
+
+async def _awaited(key: Any) -> Any:  # noqa: ANN401 - whatever a handler gives
+    if not inspect.isawaitable(key):
+        return key
+    try:
+        return await key
+    except Exception as error:  # noqa: BLE001 - code of others may raise anything
+        return error
+
+
+class Actions:
+    """Tells actions what has happened, beside the stream: no request waits for them.
+
+    Args:
+        hooks: what is registered.
+        timeout_seconds: how long a handler may take.
+        observer: is told of failures.
+    """
+
+    def __init__(self, hooks: Hooks, timeout_seconds: float, observer: Observer) -> None:
+        self._hooks = hooks
+        self._timeout_seconds = timeout_seconds
+        self._log = _Log(observer)
+        self._worker = Worker("actions")
+        self._waiting: deque[tuple[str, Callable[[], tuple[Any, ...]], int]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._held = 0
+        self._one_at_a_time = (
+            asyncio.Lock()
+        )  # of plain ones: a time limit begins when the thread is free
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def wanted(self, hook: str) -> bool:
+        """Whether an action has a handler."""
+        return bool(self._hooks.handlers(hook))
+
+    def tell(self, hook: str, arguments: Callable[[], tuple[Any, ...]], size: int) -> None:
+        """Have the handlers of an action called soon.
+
+        Args:
+            hook: the action.
+            arguments: makes what a handler is called with; once for each, so that they share no objects.
+            size: bytes that are kept for it until then.
+        """
+        if self._held + size > MAX_PENDING_BYTES and self._held:
+            self._log.failed(
+                hook, "dropped", why="its handlers are slower than the requests: it wasn't called"
+            )
+            return
+        self._held += size
+        self._waiting.append((hook, arguments, size))
+        self._start()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Wait until every action has been told, or the time is over; what runs then is cancelled."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._idle.wait()
+        for hook, _, _ in self._waiting:
+            self._log.failed(hook, "dropped", why="streamer stopped before it could be called")
+        self._waiting.clear()
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        self._worker.close()
+
+    def _start(self) -> None:
+        while self._waiting and len(self._running) < _MAX_RUNNING:
+            hook, arguments, size = self._waiting.popleft()
+            task = asyncio.create_task(self._tell(hook, arguments))
+            self._running.add(task)
+            self._idle.clear()
+            task.add_done_callback(lambda task, size=size: self._ended(task, size))  # type: ignore[misc]
+
+    def _ended(self, task: asyncio.Task[None], size: int) -> None:
+        self._running.discard(task)
+        self._held -= size
+        self._start()
+        if not self._running:
+            self._idle.set()
+
+    async def _tell(self, hook: str, arguments: Callable[[], tuple[Any, ...]]) -> None:
+        for handler in self._hooks.handlers(hook):
+            try:
+                if inspect.iscoroutinefunction(handler):
+                    async with asyncio.timeout(self._timeout_seconds):
+                        await handler(*arguments())
+                else:
+                    await self._tell_plain(handler, arguments)
+            except (TimeoutError, _TookTooLongError) as error:
+                why = str(error) or f"it took longer than hook_timeout, {self._timeout_seconds:g} s"
+                self._log.failed(hook, "timeout", handler=_shown(handler), why=why)
+            except Exception as error:  # noqa: BLE001 - code of others may raise anything
+                self._log.failed(
+                    hook, "raised", handler=_shown(handler), traceback=traceback_of(error)
+                )
+
+    async def _tell_plain(self, handler: Handler, arguments: Callable[[], tuple[Any, ...]]) -> None:
+        async with self._one_at_a_time, asyncio.timeout(self._timeout_seconds):
+            # In the thread too: reading the JSON of a batch takes some milliseconds.
+            result = await self._worker.call(lambda: handler(*arguments()))
+            if inspect.isawaitable(result):
+                await result
+
+
+def at_start(hooks: Hooks, hook: str, value: _T, *arguments: object) -> _T:
+    """Have a filter change what is set up at a start: the mapping of a type of call, or the group maps.
+
+    Args:
+        hooks: what is registered.
+        hook: the filter.
+        value: what is changed; the handlers may do so in place.
+        arguments: what else they are called with.
+
+    Returns:
+        what they made of it, of the same type.
+
+    Raises:
+        PluginError: a handler raised, or gave something else back.
+    """
+    for handler in hooks.handlers(hook):
+        try:
+            changed = handler(value, *arguments)
+            if inspect.isawaitable(changed):
+                changed = _awaited_elsewhere(changed)
+        except Exception as error:
+            raise PluginError(
+                f"{hook}: {_shown(handler)} raised:\n{traceback_of(error)}"
+            ) from error
+        expected = "dict" if isinstance(value, dict) else "list"
+        if not isinstance(changed, Mapping if expected == "dict" else list):
+            found = "nothing" if changed is None else type(changed).__name__
+            raise PluginError(
+                f"{hook}: {_shown(handler)} returned {found}; expected the {expected} that it was given, changed or not"
+            )
+        value = cast("_T", dict(changed) if isinstance(changed, Mapping) else changed)
+    return value
+
+
+def _awaited_elsewhere(awaitable: Awaitable[_T]) -> _T:
+    """Await where an event loop may be running already: on one of its own, in a thread."""
+
+    async def run() -> _T:
+        return await awaitable
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, run()).result()
