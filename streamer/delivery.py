@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from streamer.core.batch import Batch
     from streamer.core.bisection import Piece
     from streamer.core.destination import Permit
-    from streamer.core.model import Outcome
+    from streamer.core.model import Outcome, Response
 
 log = structlog.get_logger()
 
@@ -44,6 +44,10 @@ class Answer(Protocol):
     @property
     def outcome(self) -> Outcome:
         """What the answer means."""
+
+    @property
+    def response(self) -> Response | Exception:
+        """What Segment answered, or why there is no answer."""
 
     @property
     def wire_bytes(self) -> int:
@@ -81,6 +85,12 @@ class Handler(Protocol):
 
     def refused(self, lane: Lane, batch: Batch, place: int, detail: str) -> None:
         """Make a dead letter of a call that is at fault; it has to hold the call's chunk before this returns."""
+
+    def answered(self, batch: Batch, piece: Piece, answer: Answer) -> None:
+        """An attempt at a part of a batch has ended."""
+
+    def settled(self, batch: Batch) -> None:
+        """Nothing of a batch is left to send."""
 
     def progressed(self) -> None:
         """Look whether there is room to read again: an attempt has ended."""
@@ -327,6 +337,7 @@ class Delivery:
             lane.share.give(held)
         now = clock()
         self._observer.attempted(answer.outcome, answer.seconds)
+        self._handler.answered(batch, piece, answer)
         outcome = answer.outcome
         if route.destination.finish(permit, outcome, now, self._jitter()):
             _log_state(route.destination)
@@ -362,7 +373,7 @@ class Delivery:
     ) -> None:
         lane = route.lane
         for kind, calls in batch.counts(*piece):
-            lane.ledger.delivered(kind, calls)
+            lane.ledger.delivered(kind, calls, batch.further(kind, *piece))
         self._observer.delivered(batch, piece, body_bytes, answer.wire_bytes, answer.seconds)
         route.accused |= {call for call, since in route.refused_alone.items() if since <= started}
         other = route.bisecting
@@ -470,6 +481,7 @@ class Delivery:
         for call in [call for call in route.refused_alone if call[0] is batch]:
             del route.refused_alone[call]
             route.accused.discard(call)
+        self._handler.settled(batch)
         route.lane.settle(batch, now)
 
     def _convict(self, route: _Route, batch: Batch, places: tuple[int, ...]) -> None:

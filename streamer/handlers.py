@@ -145,7 +145,8 @@ def _finish(done: asyncio.Future[Any], result: object, error: BaseException | No
         done.set_exception(error)
 
 
-def _shown(handler: Handler) -> str:
+def handler_name(handler: Handler) -> str:
+    """Name a handler for a person: its module and its name there."""
     module = getattr(handler, "__module__", None)
     name = getattr(handler, "__qualname__", None) or repr(handler)
     return f"{module}.{name}" if module else name
@@ -256,7 +257,7 @@ class Filters:
                 if isinstance(key, Exception):
                     found[place] = self._raised(API_WRITE_KEY, handler, key)
                 elif key is not None and not isinstance(key, str | Failure):
-                    detail = f"{_shown(handler)} gave {type(key).__name__}; expected the write key as text, or nothing"
+                    detail = f"{handler_name(handler)} gave {type(key).__name__}; expected a write key as text, or none"
                     self._log.failed(API_WRITE_KEY, "wrong", detail=detail)
                     found[place] = Failure(f"{API_WRITE_KEY}: {detail}.")
         return found
@@ -286,8 +287,8 @@ class Filters:
                     else type(changed).__name__
                 )
                 detail = (
-                    f"{_shown(handler)} gave {found}; expected a list of {len(data)}, in which position i is the list"
-                    " of the calls of record i: an empty one leaves the record out"
+                    f"{handler_name(handler)} gave {found}; expected a list of {len(data)}, in which position i is the"
+                    " list of the calls of record i: an empty one leaves the record out"
                 )
                 self._log.failed(FORMATTED_DATA, "wrong", detail=detail)
                 return Failure(f"{FORMATTED_DATA}: {detail}.")
@@ -301,13 +302,13 @@ class Filters:
 
     def _late(self, hook: str, handler: Handler, error: Exception) -> Failure:
         why = str(error) or f"it took longer than hook_timeout, {self._timeout_seconds:g} s"
-        self._log.failed(hook, "timeout", handler=_shown(handler), why=why)
-        return Failure(f"{hook}: {_shown(handler)} was given up: {why}.")
+        self._log.failed(hook, "timeout", handler=handler_name(handler), why=why)
+        return Failure(f"{hook}: {handler_name(handler)} was given up: {why}.")
 
     def _raised(self, hook: str, handler: Handler, error: Exception) -> Failure:
         text = traceback_of(error)
-        self._log.failed(hook, "raised", handler=_shown(handler), traceback=text)
-        return Failure(f"{hook}: {_shown(handler)} raised: {text}")
+        self._log.failed(hook, "raised", handler=handler_name(handler), traceback=text)
+        return Failure(f"{hook}: {handler_name(handler)} raised: {text}")
 
 
 async def _awaited(key: Any) -> Any:  # noqa: ANN401 - whatever a handler gives
@@ -402,10 +403,10 @@ class Actions:
                     await self._tell_plain(handler, arguments)
             except (TimeoutError, _TookTooLongError) as error:
                 why = str(error) or f"it took longer than hook_timeout, {self._timeout_seconds:g} s"
-                self._log.failed(hook, "timeout", handler=_shown(handler), why=why)
+                self._log.failed(hook, "timeout", handler=handler_name(handler), why=why)
             except Exception as error:  # noqa: BLE001 - code of others may raise anything
                 self._log.failed(
-                    hook, "raised", handler=_shown(handler), traceback=traceback_of(error)
+                    hook, "raised", handler=handler_name(handler), traceback=traceback_of(error)
                 )
 
     async def _tell_plain(self, handler: Handler, arguments: Callable[[], tuple[Any, ...]]) -> None:
@@ -438,13 +439,14 @@ def at_start(hooks: Hooks, hook: str, value: _T, *arguments: object) -> _T:
                 changed = _awaited_elsewhere(changed)
         except Exception as error:
             raise PluginError(
-                f"{hook}: {_shown(handler)} raised:\n{traceback_of(error)}"
+                f"{hook}: {handler_name(handler)} raised:\n{traceback_of(error)}"
             ) from error
         expected = "dict" if isinstance(value, dict) else "list"
         if not isinstance(changed, Mapping if expected == "dict" else list):
             found = "nothing" if changed is None else type(changed).__name__
             raise PluginError(
-                f"{hook}: {_shown(handler)} returned {found}; expected the {expected} that it was given, changed or not"
+                f"{hook}: {handler_name(handler)} returned {found}; expected the {expected} that it was given, changed"
+                " or not"
             )
         value = cast("_T", dict(changed) if isinstance(changed, Mapping) else changed)
     return value

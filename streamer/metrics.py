@@ -42,6 +42,7 @@ from streamer.core.model import (
     Refused,
     Retry,
 )
+from streamer.hooks import ACTIONS, API_WRITE_KEY, FORMATTED_DATA
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -58,6 +59,13 @@ AGE_BUCKETS = [
 ]  # fmt: skip
 """Upper edges of `streamer_event_age_seconds`, dense around the usual flush intervals, between which a p95 is read."""
 
+_FILTER_FAILURES = ("raised", "timeout", "wrong")
+_ACTION_FAILURES = ("raised", "timeout", "dropped")
+HOOK_FAILURES = {
+    API_WRITE_KEY: _FILTER_FAILURES,
+    FORMATTED_DATA: _FILTER_FAILURES,
+    **dict.fromkeys(ACTIONS, _ACTION_FAILURES),
+}
 TRIGGERS = ("bytes", "calls", "time", "memory", "shutdown", "rebalance")
 STAGES = ("kafka", "batch", "slot", "request", "backoff")
 _REQUEST_LABELS = (
@@ -142,6 +150,16 @@ class Metrics:
         self._letter_failures = counter(
             "dead_letter_write_failures", "Writes of dead letters that failed and are tried again."
         )
+        failures = counter(
+            "hook_failures",
+            "Handlers of hooks that raised, took too long (timeout), gave something wrong or were dropped.",
+            ["hook", "how"],
+        )
+        self._hook_failures = {
+            (hook, how): failures.labels(hook.rpartition(".")[2], how)
+            for hook, ways in HOOK_FAILURES.items()
+            for how in ways
+        }
         closed = counter("batches_closed", "Batches, by what closed them.", ["trigger"])
         self._closed = {trigger: closed.labels(trigger) for trigger in TRIGGERS}
         self._batch_calls = histogram(
@@ -240,6 +258,10 @@ class Metrics:
     def letter_failed(self) -> None:
         """Dead letters couldn't be written."""
         self._letter_failures.inc()
+
+    def hook_failed(self, hook: str, how: str) -> None:
+        """A handler of a hook failed."""
+        self._hook_failures[hook, how].inc()
 
     def closed(self, batch: Batch) -> None:
         """A batch is about to be sent for the first time."""

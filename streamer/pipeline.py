@@ -2,6 +2,8 @@
 
 A generation is one assignment of partitions: its offsets, its ledger, its share of memory and its lanes begin and end
 together. After every await between reading a record and adding its calls, the generation is looked at again.
+
+Records take the short way, one call of `Transform.format` each, unless site code or `[segment.sites]` has a say.
 """
 
 from __future__ import annotations
@@ -9,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import orjson
 import structlog
 from prometheus_client import CollectorRegistry
 
@@ -25,55 +28,93 @@ from streamer.core.budget import Budget
 from streamer.core.destination import State
 from streamer.core.exclude import Exclusions
 from streamer.core.mapping import overlay
-from streamer.core.model import CALL_TYPES, DeadLetter, Formatted, Reason, Reject
+from streamer.core.model import (
+    CALL_TYPES,
+    DeadLetter,
+    Delivered,
+    Filtered,
+    Formatted,
+    Reason,
+    Reject,
+)
 from streamer.core.offsets import Chunk, Offsets
+from streamer.core.sites import Sites
 from streamer.core.transform import PROFILES, Transform
 from streamer.dead_letter import DeadLetters, FileSink, KafkaSink
 from streamer.delivery import Delivery, states
+from streamer.formatter import Formatter, Value
+from streamer.handlers import Actions, Filters, at_start
+from streamer.hooks import (
+    AFTER_SEND,
+    API_WRITE_KEY,
+    GROUPS,
+    MAPPING,
+    REQUEST_FAILURE,
+    REQUEST_SUCCESS,
+    registered,
+)
 from streamer.metrics import Metrics, Readings
 from streamer.segment import Segment
 from streamer.server import serve
 from streamer.source import DRAIN_TIMEOUT, Source, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from aiokafka import ConsumerRecord
 
     from streamer.config import Config
     from streamer.core.account import Ledger
     from streamer.core.batch import Batch
+    from streamer.core.bisection import Piece
     from streamer.core.budget import Share
     from streamer.core.destination import Destination
-    from streamer.core.model import Partition
+    from streamer.core.model import Partition, Response
     from streamer.dead_letter import Sink
+    from streamer.delivery import Answer
+    from streamer.handlers import Observer as HookObserver
+    from streamer.hooks import Hooks
 
 log = structlog.get_logger()
+
+_T = TypeVar("_T")
 
 _SLICE_BYTES = 192_000
 _RECORD_BYTES = 1000
 """So many bytes of records are processed in one stretch, each record counted with so many more: some 5 ms of the event
 loop's time, of which heartbeats need their share."""
+MAX_LANES = 1000
+"""So many write keys may have calls in one generation: visitors may have a say in which key an event has."""
+_TOO_MANY_WRITE_KEYS = Reject(
+    Reason.TOO_MANY_WRITE_KEYS,
+    f"The event's write key is none of the {MAX_LANES} that this process has calls for, and there may not be more.",
+)
 _DRAIN_SHARE = 0.8
 """How much of `shutdown_timeout` may pass before the offsets are committed and the group is left."""
 
 
-def make_transform(config: Config, write_key: str, *, checked: bool = True) -> Transform:
-    """Compile the mapping that the configuration describes.
+def make_transform(
+    config: Config, write_key: str, hooks: Hooks = registered, *, checked: bool = True
+) -> Transform:
+    """Compile the mapping that the configuration and site code describe.
 
     Args:
         config: all settings.
         write_key: what the calls' ids are keyed with.
+        hooks: what site code has registered.
         checked: whether what Segment would throw away is rejected; the profile `default` does so in any case.
 
     Raises:
         MappingError: the mapping or a group map breaks the grammar.
+        PluginError: a filter of the mapping or of the groups fails.
     """
     settings = config.transform
+    groups = [group.model_dump() for group in config.groups]
     return Transform(
         write_key=write_key,
         mapping=overlay(PROFILES[settings.profile].mapping(), settings.mapping),
-        groups=[group.model_dump() for group in config.groups],
+        groups=at_start(hooks, GROUPS, [*groups, *hooks.groups]),
+        callbacks=hooks.callbacks,
         exclusions=Exclusions(
             frozenset(settings.drop_events),
             settings.drop_traits,
@@ -82,6 +123,36 @@ def make_transform(config: Config, write_key: str, *, checked: bool = True) -> T
         ),
         profile=settings.profile,
         checked=checked,
+        change=lambda tree, call_type: at_start(hooks, MAPPING, tree, call_type),
+    )
+
+
+def make_formatter(
+    config: Config,
+    transform: Transform,
+    hooks: Hooks,
+    observer: HookObserver,
+    *,
+    checked: bool = True,
+) -> Formatter:
+    """Make the transform stage, with the sites and with site code.
+
+    Args:
+        config: all settings.
+        transform: what `make_transform` gave.
+        hooks: what site code has registered.
+        observer: is told of handlers that fail.
+        checked: whether what Segment would throw away is rejected of what site code made.
+    """
+    segment = config.segment
+    key = segment.write_key
+    sites = Sites(
+        segment.sites.field,
+        {site: one.get_secret_value() for site, one in segment.sites.write_keys.items()},
+        key.get_secret_value() if key else "",
+    )
+    return Formatter(
+        transform, sites, Filters(hooks, config.hook_timeout, observer), checked=checked
     )
 
 
@@ -125,15 +196,20 @@ class Generation:
         offsets: what is safe to commit.
         ledger: what writes the account.
         share: of the memory budget.
-        lane: what is open, waiting and in flight.
-        ended: whether its partitions were taken away.
+        lanes: what is open, waiting and in flight, by write key.
+        over: set when its partitions are taken away.
     """
 
     offsets: Offsets
     ledger: Ledger
     share: Share
-    lane: Lane
-    ended: bool = False
+    lanes: dict[str, Lane] = field(default_factory=dict)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def ended(self) -> bool:
+        """Whether its partitions were taken away."""
+        return self.over.is_set()
 
 
 class Pipeline:
@@ -141,6 +217,7 @@ class Pipeline:
 
     Args:
         config: all settings.
+        hooks: what site code has registered.
 
     Attributes:
         account: every record's and every call's fate.
@@ -148,17 +225,18 @@ class Pipeline:
         port: where the server listens, while the pipeline runs.
 
     Raises:
-        ConfigError: there is no write key, the mapping breaks the grammar, or a certificate can't be used.
+        ConfigError: there is no write key, the mapping breaks the grammar, or a filter of it fails, or a certificate
+            can't be used.
         StartError: the file for dead letters can't be written.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, hooks: Hooks = registered) -> None:
         self.account = Account()
         self.registry = CollectorRegistry()
         self.port = 0
         self._config = config
-        self._write_key = require_write_key(config)
-        transform = make_transform(config, self._write_key)
+        self._write_key = require_write_key(config, elsewhere=bool(hooks.handlers(API_WRITE_KEY)))
+        transform = make_transform(config, self._write_key, hooks)
         self._format = transform.format
         self._calls = make_calls(config, self._write_key, transform)
         self._budget = Budget(config.flush.memory_budget)
@@ -175,6 +253,9 @@ class Pipeline:
             max_calls=config.flush.max_calls,
             max_bytes=config.flush.max_bytes,
         )
+        self._formatter = make_formatter(config, transform, hooks, self._metrics)
+        self._actions = Actions(hooks, config.hook_timeout, self._metrics)
+        self._responses: dict[Batch, Response | Exception] = {}  # the last of each, for after_send
         self._source = Source(
             connection,
             Subscription(
@@ -274,7 +355,9 @@ class Pipeline:
             requests=delivery.in_flight,
             concurrency=delivery.concurrency,
             destinations=states(delivery.destinations.values()),
-            open_profiles=generation.lane.open_profiles if generation else 0,
+            open_profiles=(
+                sum(lane.open_profiles for lane in generation.lanes.values()) if generation else 0
+            ),
             oldest_pending_ms=generation.offsets.oldest_timestamp() if generation else None,
         )
 
@@ -299,9 +382,9 @@ class Pipeline:
     def assigned(self, partitions: frozenset[Partition]) -> None:  # noqa: ARG002 - offsets come with the chunks
         """Begin a generation."""
         ledger, share = self.account.ledger(), self._budget.share()
-        lane = make_lane(self._config, self._write_key, ledger, share)
-        self._generation = Generation(Offsets(), ledger, share, lane)
-        self._delivery.begin(lane)
+        self._generation = Generation(Offsets(), ledger, share)
+        if self._write_key:
+            self._begin_lane(self._generation, self._write_key)
 
     def starts_first(self, offsets: Mapping[Partition, range]) -> None:
         """Have a first start announced, once for each partition: a rebalance may come before the first commit."""
@@ -311,7 +394,7 @@ class Pipeline:
             self._first_starts.put_nowait(new)
 
     async def read(self, records: Sequence[tuple[Partition, Sequence[ConsumerRecord]]]) -> None:
-        """Take in what was read: note it all, then transform it slice by slice."""
+        """Take in what was read: note it all, then transform it slice by slice, or with site code chunk by chunk."""
         generation = self._generation
         if generation is None or generation.ended:
             return  # read while the partitions were taken away: the next owner reads it again
@@ -321,8 +404,12 @@ class Pipeline:
             for partition, together in records
         ]
         done = _SLICE_BYTES  # fetching and noting were a stretch of their own
+        short = not self._formatter.needed and not self._actions.wanted(AFTER_SEND)
         for (chunk, size), together in chunks:
-            done = await self._process(generation, chunk, together, done)
+            if short:
+                done = await self._process(generation, chunk, together, done)
+            else:
+                await self._process_with_site_code(generation, chunk, together)
             if generation.ended:
                 return
             chunk.let_go()
@@ -368,15 +455,14 @@ class Pipeline:
         Returns:
             The same, at the chunk's end.
         """
-        make, add = self._format, generation.lane.add
+        lane = generation.lanes[self._write_key]
+        make, add = self._format, lane.add
         made = dict.fromkeys(CALL_TYPES, 0)
         for number, record in enumerate(records):
             if done >= _SLICE_BYTES:
                 done = 0
                 _note_made(generation.ledger, made)
-                if (
-                    generation.lane.ready
-                ):  # what is open waits for its interval: `read` says so at its end
+                if lane.ready:  # what is open waits for its interval: `read` says so at its end
                     self._delivery.notify()
                 await asyncio.sleep(0)
                 if generation.ended:
@@ -396,6 +482,59 @@ class Pipeline:
         _note_made(generation.ledger, made)
         return done
 
+    async def _process_with_site_code(
+        self, generation: Generation, chunk: Chunk, records: Sequence[ConsumerRecord]
+    ) -> None:
+        """Process a chunk with site code or sites; what comes back after its generation has ended counts nowhere."""
+        values = [Value(record.value, record.timestamp) for record in records]
+        formatted = await _unless(generation.over, self._formatter.format(values))
+        if formatted is None:
+            return
+        ledger, keep = generation.ledger, self._actions.wanted(AFTER_SEND)
+        undecided = done = 0
+        for number, (record, (write_key, result)) in enumerate(
+            zip(records, formatted, strict=True)
+        ):
+            if done >= _SLICE_BYTES:
+                done = 0
+                self._delivery.notify()
+                await asyncio.sleep(0)
+                if generation.ended:
+                    return
+            done += _RECORD_BYTES + (len(record.value) if record.value else 0)
+            if isinstance(result, Reject):
+                self._reject(generation, chunk, record, result)
+                continue
+            if isinstance(result, Filtered):
+                ledger.filtered(result.reason)
+                continue
+            lane = generation.lanes.get(write_key)
+            if lane is None:
+                if len(generation.lanes) >= MAX_LANES:
+                    self._reject(generation, chunk, record, _TOO_MANY_WRITE_KEYS)
+                    continue
+                lane = self._begin_lane(generation, write_key)
+            if keep:
+                chunk.keep(number, orjson.dumps(result.calls()))
+            if isinstance(result, Formatted):
+                for contribution in result.contributions:
+                    ledger.made(contribution.type)
+                ledger.made(result.type)
+                lane.add(result, chunk, number)
+            else:
+                for call in result.taken:
+                    ledger.made(call.type)
+                lane.add_changed(result, chunk, number)
+                undecided += not result.decided
+        if undecided:
+            chunk.on_settled = partial(ledger.settled, undecided)
+
+    def _begin_lane(self, generation: Generation, write_key: str) -> Lane:
+        lane = make_lane(self._config, write_key, generation.ledger, generation.share)
+        generation.lanes[write_key] = lane
+        self._delivery.begin(lane)
+        return lane
+
     def committable(self, partition: Partition, position: int | None) -> int | None:
         """Say which offset is safe to commit."""
         generation = self._generation
@@ -406,7 +545,7 @@ class Pipeline:
         generation = self._generation
         if generation is None:
             return
-        generation.ended = True
+        generation.over.set()
         clock = asyncio.get_running_loop().time
         if self._stop_at is None:
             trigger, deadline = "rebalance", clock() + DRAIN_TIMEOUT
@@ -422,6 +561,7 @@ class Pipeline:
             return
         await self._delivery.end()
         self._letters.forget()
+        self._responses.clear()
         if generation.ledger.records:
             log.info("records go back to Kafka undelivered", records=generation.ledger.records)
         generation.ledger.end()
@@ -452,7 +592,7 @@ class Pipeline:
         """Make a dead letter of a call that Segment refused when it stood alone."""
         chunk = batch.chunks[batch.chunk_numbers[place]]
         number = batch.records[place]
-        kind = CALL_TYPES[batch.types[place]]
+        kind, reason = batch.kind(place), Reason.REFUSED if batch.decides(place) else None
         timestamp = chunk.timestamps[number]
         letter = DeadLetter(
             kind="call",
@@ -466,7 +606,7 @@ class Pipeline:
             value=batch.calls[place],
             tries=batch.tries,
         )
-        self._put(letter, chunk, lane.share, lambda: lane.ledger.refused(kind, Reason.REFUSED))
+        self._put(letter, chunk, lane.share, lambda: lane.ledger.refused(kind, reason))
 
     def _put(
         self, letter: DeadLetter, chunk: Chunk, share: Share, count: Callable[[], None]
@@ -478,6 +618,44 @@ class Pipeline:
             chunk.let_go()
 
         self._letters.put(letter, share, acknowledged)
+
+    # --- what actions are told ------------------------------------------------------------------
+
+    def answered(self, batch: Batch, piece: Piece, answer: Answer) -> None:
+        """Tell site code what came of a request, if it wants to know."""
+        actions = self._actions
+        if actions.wanted(AFTER_SEND):
+            self._responses[batch] = answer.response
+        hook = REQUEST_SUCCESS if isinstance(answer.outcome, Delivered) else REQUEST_FAILURE
+        if actions.wanted(hook):
+            calls = batch.calls[slice(*piece)]
+            actions.tell(
+                hook,
+                lambda: (answer.response, list(map(orjson.loads, calls))),
+                sum(map(len, calls)),
+            )
+
+    def settled(self, batch: Batch) -> None:
+        """Tell site code that nothing of a batch is left to send, if it wants to know."""
+        if not self._actions.wanted(AFTER_SEND):
+            return
+        response = self._responses.pop(batch)
+        calls = batch.calls
+        events = [
+            made
+            for place, number in enumerate(batch.chunk_numbers)
+            if batch.decides(place)
+            and (made := batch.chunks[number].formatted.get(batch.records[place])) is not None
+        ]
+        self._actions.tell(
+            AFTER_SEND,
+            lambda: (
+                [response],
+                [list(map(orjson.loads, calls))],
+                [[call for one in events for call in orjson.loads(one)]],
+            ),
+            sum(map(len, calls)) + sum(map(len, events)),
+        )
 
     # --- the rest -------------------------------------------------------------------------------
 
@@ -525,6 +703,22 @@ class Pipeline:
         if not done:
             log.warning("not everything could be committed in time; it is read again")
             source.cancel()
+        left = now + timeout - asyncio.get_running_loop().time()
+        await self._actions.drain(max(left, 0.0))
+        self._formatter.close()
+
+
+async def _unless(over: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T | None:
+    """Do work unless something is over before: then it is cancelled, and None is given back."""
+    working, waiting = asyncio.create_task(work), asyncio.create_task(over.wait())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        return None if over.is_set() else await working
+    finally:
+        waiting.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
 
 
 def _note_made(ledger: Ledger, made: dict[str, int]) -> None:

@@ -18,7 +18,7 @@ import orjson
 from isal import igzip
 from yarl import URL
 
-from streamer.core.model import Delivered, Misconfigured, Refused, Retry
+from streamer.core.model import Delivered, Misconfigured, Refused, Response, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,11 +39,13 @@ class Answer:
 
     Attributes:
         outcome: what the answer means.
+        response: the answer, or why there is none.
         wire_bytes: bytes of the body as it was sent.
         seconds: from the start of the request to its end.
     """
 
     outcome: Outcome
+    response: Response | Exception
     wire_bytes: int
     seconds: float
 
@@ -105,6 +107,7 @@ class Segment:
                 body = await asyncio.to_thread(igzip.compress, body, 1)
         clock = asyncio.get_running_loop().time
         started = clock()
+        answer: Response | Exception
         try:
             async with (
                 asyncio.timeout(self._timeout_seconds),
@@ -113,21 +116,29 @@ class Segment:
                 ) as response,
             ):
                 text = await _beginning(response)
-            outcome = classify(
-                response.status,
-                response.headers,
-                text,
-                strict=self._strict,
-                secrets=(credentials, write_key.encode()),
+            text = _without(text, (credentials, write_key.encode()))
+            outcome = classify(response.status, response.headers, text, strict=self._strict)
+            answer = Response(
+                response.status, dict(response.headers), text.decode("utf-8", "replace")
             )
-        except TimeoutError:
+        except TimeoutError as error:
             outcome = Retry("timeout", f"no answer within {self._timeout_seconds:g} s")
+            answer = error
         except aiohttp.ClientConnectorError as error:
             why = error.os_error.strerror or str(error.os_error) or type(error.os_error).__name__
             outcome = Retry("connect", f"can't connect to {error.host}:{error.port}: {why}")
+            answer = error
         except (aiohttp.ClientError, OSError) as error:
             outcome = Retry("connect", f"{type(error).__name__}: {error}")
-        return Answer(outcome, len(body), clock() - started)
+            answer = error
+        return Answer(outcome, answer, len(body), clock() - started)
+
+
+def _without(text: bytes, secrets: Sequence[bytes]) -> bytes:
+    """Take secrets out of an answer: what stands between may answer with the request that it got."""
+    for secret in filter(None, secrets):
+        text = text.replace(secret, b"[secret]")
+    return text
 
 
 async def _beginning(response: aiohttp.ClientResponse) -> bytes:
@@ -147,7 +158,6 @@ def classify(
     text: bytes,
     *,
     strict: bool,
-    secrets: Sequence[bytes] = (),
 ) -> Outcome:
     """Say what an answer means.
 
@@ -157,12 +167,8 @@ def classify(
         text: the beginning of its body.
         strict: whether it must say `"success": true`, as Segment's own hosts do; a 200 of something between (a captive
             portal, a proxy's page) delivered nothing.
-        secrets: what the detail may not show; what stands between may answer with the request that it got.
     """
-    shown = text
-    for secret in filter(None, secrets):
-        shown = shown.replace(secret, b"[secret]")
-    said = shown[:_SHOWN_BYTES].decode("utf-8", "replace").strip()
+    said = text[:_SHOWN_BYTES].decode("utf-8", "replace").strip()
     after = _retry_after(headers.get("Retry-After"))
     if 200 <= status < 300:
         if strict and not _says_success(text):

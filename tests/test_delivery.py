@@ -30,6 +30,7 @@ from streamer.core.model import (
     Misconfigured,
     Reason,
     Refused,
+    Response,
     Retry,
 )
 from streamer.core.offsets import Chunk
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from streamer.core.batch import Batch
     from streamer.core.bisection import Piece
     from streamer.core.model import Outcome
+    from streamer.delivery import Answer
 
 OK = Delivered(200)
 BAD_REQUEST = Refused(400, "no")
@@ -69,6 +71,7 @@ class Reply:
     """What the transport gives for an attempt."""
 
     outcome: Outcome
+    response: Response | Exception = Response(200, {}, "")  # noqa: RUF009 - frozen
     wire_bytes: int = 10
     seconds: float = LATENCY
 
@@ -153,6 +156,13 @@ class Notes:
         self.refusals.append((call["messageId"], detail, batch.tries))
         lane.ledger.refused(call["type"], Reason.REFUSED)
         chunk.let_go()
+
+    def answered(self, batch: Batch, piece: Piece, answer: Answer) -> None:
+        assert answer.outcome is self.outcomes[-1]
+        assert 0 <= piece[0] < piece[1] <= len(batch)
+
+    def settled(self, batch: Batch) -> None:
+        assert batch.calls
 
     def progressed(self) -> None:
         self.progress += 1

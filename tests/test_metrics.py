@@ -30,7 +30,7 @@ from streamer.core.model import (
     Retry,
 )
 from streamer.core.offsets import Chunk
-from streamer.metrics import AGE_BUCKETS, STAGES, TRIGGERS, Metrics, Readings
+from streamer.metrics import AGE_BUCKETS, HOOK_FAILURES, STAGES, TRIGGERS, Metrics, Readings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,6 +116,14 @@ EXPECTED: dict[str, tuple[str, list[dict[str, str]]]] = {
     "config_flush_max_bytes": ("gauge", [{}]),
     "build_info": ("gauge", []),  # an info, which the classic format knows as a gauge
     "event_loop_lag_seconds": ("histogram", [{}]),
+    "hook_failures": (
+        "counter",
+        [
+            {"hook": hook.removeprefix("altis.analytics.segment."), "how": how}
+            for hook, ways in HOOK_FAILURES.items()
+            for how in ways
+        ],
+    ),
 }
 """Every metric with its type and the labels that are there from the start, as dashboards and alerts rely on them."""
 

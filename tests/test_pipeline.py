@@ -456,8 +456,9 @@ def test_with_the_profile_altis_calls_go_out_as_php_sends_them_and_skipped_recor
         assert account.balance() == []
         generation = pipeline._generation
         assert generation is not None
-        assert generation.lane.open is not None
-        sent = [orjson.loads(call) for call in generation.lane.open.calls]
+        (lane,) = generation.lanes.values()
+        assert lane.open is not None
+        sent = [orjson.loads(call) for call in lane.open.calls]
         transform = Transform(write_key="", profile="altis")
         assert sent == 2 * transform.calls(event, -1)  # type: ignore[operator] # a list
         await pipeline.revoked()

@@ -26,7 +26,10 @@ from streamer.cli import AltisOption
 from streamer.config import effective, load_config, require_write_key
 from streamer.dead_letter import FileSink
 from streamer.errors import StartError
+from streamer.handlers import handler_name
+from streamer.hooks import API_WRITE_KEY, registered
 from streamer.pipeline import make_calls, make_transform
+from streamer.plugins import load_plugins
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -58,10 +61,20 @@ def check(
     """
     settings = load_config(config, altis=altis)
     _print_settings(settings)
-    write_key = require_write_key(settings) if settings.segment.enabled else "none"
+    plugins = load_plugins(settings.plugins)
+    write_key = "none"
+    if settings.segment.enabled:
+        elsewhere = bool(registered.handlers(API_WRITE_KEY))
+        write_key = require_write_key(settings, elsewhere=elsewhere)
 
     transform = make_transform(settings, write_key)
     typer.echo("mapping: compiles")
+    if plugins:
+        typer.echo(f"plug-ins: {', '.join(plugins)}")
+        for name in registered.names():
+            typer.echo(f"  {name}: {', '.join(map(handler_name, registered.handlers(name)))}")
+        if registered.groups:
+            typer.echo(f"  {count(len(registered.groups), 'group map')} registered")
     if settings.dead_letter.file:
         FileSink(settings.dead_letter.file).check()
     if not settings.segment.enabled:

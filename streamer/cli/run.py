@@ -14,8 +14,10 @@ import typer
 
 from streamer.cli import AltisOption
 from streamer.config import Config, load_config
+from streamer.hooks import registered
 from streamer.logs import configure
 from streamer.pipeline import Pipeline
+from streamer.plugins import load_plugins
 
 log = structlog.get_logger()
 
@@ -51,12 +53,16 @@ def run(
             cost="identify and group calls aren't merged: each is billed",
             never="together with the PHP integration, or the other profile, into one Segment workspace",
         )
+    plugins = load_plugins(settings.plugins)
+    if plugins or registered.names():
+        log.info("site code is loaded", plugins=plugins, hooks=registered.names())
     asyncio.run(forward(settings))
 
 
 def secrets_of(settings: Config) -> list[str]:
     """What no line of the log may show."""
-    found = (settings.segment.write_key, settings.kafka.sasl_password)
+    segment = settings.segment
+    found = (segment.write_key, settings.kafka.sasl_password, *segment.sites.write_keys.values())
     return [secret.get_secret_value() for secret in found if secret]
 
 

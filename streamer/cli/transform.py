@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import orjson
 import typer
+from pydantic import SecretStr
 
 from streamer.cli import AltisOption
 from streamer.config import load_config
 from streamer.core.model import Filtered, FilterReason, Reject
 from streamer.errors import StartError
-from streamer.pipeline import make_transform
+from streamer.formatter import Value
+from streamer.hooks import registered
+from streamer.pipeline import make_formatter, make_transform
+from streamer.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from streamer.core.transform import Transform
+    from streamer.config import Config
+    from streamer.formatter import Formatter
 
 PLACEHOLDER_WRITE_KEY = "streamer-transform"
 """Stands for the write key, which messageIds are keyed with, where none is configured: the same ids on each run."""
+
+CHUNK_LINES = 500
+"""So many lines are shown to site code together."""
 
 _NO_TIMESTAMP = -1
 
@@ -64,18 +74,35 @@ def transform(
 
     With the profile altis every call is what the PHP integration sends, its id included, whether Segment would keep it
     or not; lines of which PHP makes no call are left out.
+
+    Site code has its say as in `streamer run`, but for actions; handlers see up to 500 lines at a time.
     """
     settings = load_config(config, {"transform.profile": profile}, altis=altis)
+    load_plugins(settings.plugins)
     write_key = settings.segment.write_key
-    key = "" if write_key is None else write_key.get_secret_value()
-    compiled = make_transform(settings, key or PLACEHOLDER_WRITE_KEY, checked=False)
+    if write_key is None or not write_key.get_secret_value():
+        settings = _with_placeholder(settings)
+    compiled = make_transform(settings, PLACEHOLDER_WRITE_KEY, checked=False)
     if show_code:
         typer.echo(compiled.source, nl=False)
         return
+    formatter = make_formatter(settings, compiled, registered, _Said(), checked=False)
     with _opened(file) as lines:
-        rejected = _transform(lines, compiled)
+        rejected = asyncio.run(_transform(lines, formatter))
     if rejected:
         raise typer.Exit(1)
+
+
+class _Said:
+    """What goes wrong in site code is said with the lines that it is wrong for."""
+
+    def hook_failed(self, hook: str, how: str) -> None:
+        """Nothing to count."""
+
+
+def _with_placeholder(settings: Config) -> Config:
+    segment = settings.segment.model_copy(update={"write_key": SecretStr(PLACEHOLDER_WRITE_KEY)})
+    return settings.model_copy(update={"segment": segment})
 
 
 def _opened(file: Path | None) -> AbstractContextManager[BinaryIO]:
@@ -87,23 +114,26 @@ def _opened(file: Path | None) -> AbstractContextManager[BinaryIO]:
         raise StartError(f"{file} can't be read: {error.strerror}") from error
 
 
-def _transform(lines: Iterable[bytes], compiled: Transform) -> int:
+async def _transform(lines: Iterable[bytes], formatter: Formatter) -> int:
     """Write the calls of each line, and say on standard error what is rejected.
 
     Returns:
         the number of rejected lines.
     """
     output: BinaryIO = typer.get_binary_stream("stdout")
-    rejected = 0
-    for number, line in enumerate(lines, start=1):
-        calls = compiled.calls(line, _NO_TIMESTAMP)
-        if isinstance(calls, Reject):
-            rejected += 1
-            output.flush()  # so that the two streams stay in step on a terminal
-            typer.echo(f"line {number}: {calls.reason}: {calls.detail}", err=True)
-        elif not isinstance(calls, Filtered):
-            output.write(orjson.dumps(calls, option=orjson.OPT_APPEND_NEWLINE))
-        elif calls.reason is not FilterReason.EMPTY:
-            output.write(b"[]\n")
+    rejected = number = 0
+    remaining = iter(lines)
+    size = CHUNK_LINES if formatter.needed else 1
+    while chunk := list(islice(remaining, size)):
+        for _, made in await formatter.format([Value(line, _NO_TIMESTAMP) for line in chunk]):
+            number += 1
+            if isinstance(made, Reject):
+                rejected += 1
+                output.flush()  # so that the two streams stay in step on a terminal
+                typer.echo(f"line {number}: {made.reason}: {made.detail}", err=True)
+            elif not isinstance(made, Filtered) or made.reason is not FilterReason.EMPTY:
+                calls = [] if isinstance(made, Filtered) else made.calls()
+                output.write(orjson.dumps(calls, option=orjson.OPT_APPEND_NEWLINE))
     output.flush()
+    formatter.close()
     return rejected
