@@ -230,28 +230,15 @@ class Filters:
         found: list[Any] = list(keys)
         for handler in self._write_key:
             places = [i for i, key in enumerate(found) if not isinstance(key, Failure)]
-
-            def one(place: int, handler: Handler = handler) -> Any:  # noqa: ANN401 - whatever it gives
-                try:
-                    return handler(found[place], events[place])
-                except Exception as error:  # noqa: BLE001 - code of others may raise anything
-                    return error
-
-            async def each(places: list[int] = places, handler: Handler = handler) -> None:
-                if inspect.iscoroutinefunction(handler):
-                    given = [one(place) for place in places]
-                else:
-                    given = await self._worker.call(lambda: [one(place) for place in places])
-                for place, key in zip(places, given, strict=True):
-                    found[place] = await _awaited(key)
-
             try:
                 async with asyncio.timeout(self._timeout_seconds):
-                    await each()
+                    given = await self._chosen(
+                        handler, [(found[place], events[place]) for place in places]
+                    )
             except (TimeoutError, _TookTooLongError) as error:
-                failure = self._late(API_WRITE_KEY, handler, error)
-                for place in places:
-                    found[place] = failure
+                given = [self._late(API_WRITE_KEY, handler, error)] * len(places)
+            for place, key in zip(places, given, strict=True):
+                found[place] = key
             for place in places:
                 key = found[place]
                 if isinstance(key, Exception):
@@ -261,6 +248,25 @@ class Filters:
                     self._log.failed(API_WRITE_KEY, "wrong", detail=detail)
                     found[place] = Failure(f"{API_WRITE_KEY}: {detail}.")
         return found
+
+    async def _chosen(self, handler: Handler, arguments: list[tuple[Any, Event]]) -> list[Any]:
+        """Call a handler for each event; what it raises stands in place of what it gives."""
+        if inspect.iscoroutinefunction(handler):
+            return await asyncio.gather(*(_awaited(handler(*one)) for one in arguments))
+
+        def each() -> list[Any]:
+            given: list[Any] = []
+            for one in arguments:
+                try:
+                    given.append(handler(*one))
+                except Exception as error:  # noqa: BLE001 - code of others may raise anything
+                    given.append(error)
+            return given
+
+        given = await self._worker.call(each)
+        if any(map(inspect.isawaitable, given)):
+            given = await asyncio.gather(*map(_awaited, given))
+        return given
 
     async def formatted_data(self, data: list[list[Call]]) -> list[object] | Failure:
         """Have the calls of a chunk's records changed.
