@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
@@ -40,6 +41,7 @@ MAX_STUCK = 8
 MAX_PENDING_BYTES = 16_000_000
 """What actions that haven't run yet may keep: JSON of batches and events. What is beyond is dropped, and counted."""
 
+_PACKAGE = f"{Path(__file__).parent}/"
 _MAX_RUNNING = 16  # actions side by side
 _MAX_TRACEBACK = 2000  # characters
 _LOG_INTERVAL = 10.0  # seconds between two lines for failures of one hook
@@ -155,13 +157,17 @@ def handler_name(handler: Handler) -> str:
 def traceback_of(error: BaseException) -> str:
     """Give the end of an exception's traceback, from where site code begins."""
     own = error.__traceback__
-    while own is not None and own.tb_frame.f_code.co_filename == __file__:
+    while own is not None and _is_ours(own.tb_frame.f_code.co_filename):
         own = own.tb_next
     try:
         text = "".join(traceback.format_exception(type(error), error, own)).strip()
     except Exception:  # noqa: BLE001 - an exception of others may fail to say what it is
         text = type(error).__name__
     return text if len(text) <= _MAX_TRACEBACK else f"…{text[-_MAX_TRACEBACK:]}"
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith(_PACKAGE) or "importlib" in file
 
 
 class _Log:
