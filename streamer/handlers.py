@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
@@ -40,6 +41,7 @@ MAX_STUCK = 8
 MAX_PENDING_BYTES = 16_000_000
 """What actions that haven't run yet may keep: JSON of batches and events. What is beyond is dropped, and counted."""
 
+_PACKAGE = f"{Path(__file__).parent}/"
 _MAX_RUNNING = 16  # actions side by side
 _MAX_TRACEBACK = 2000  # characters
 _LOG_INTERVAL = 10.0  # seconds between two lines for failures of one hook
@@ -155,13 +157,17 @@ def handler_name(handler: Handler) -> str:
 def traceback_of(error: BaseException) -> str:
     """Give the end of an exception's traceback, from where site code begins."""
     own = error.__traceback__
-    while own is not None and own.tb_frame.f_code.co_filename == __file__:
+    while own is not None and _is_ours(own.tb_frame.f_code.co_filename):
         own = own.tb_next
     try:
         text = "".join(traceback.format_exception(type(error), error, own)).strip()
     except Exception:  # noqa: BLE001 - an exception of others may fail to say what it is
         text = type(error).__name__
     return text if len(text) <= _MAX_TRACEBACK else f"…{text[-_MAX_TRACEBACK:]}"
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith(_PACKAGE) or "importlib" in file
 
 
 class _Log:
@@ -230,28 +236,15 @@ class Filters:
         found: list[Any] = list(keys)
         for handler in self._write_key:
             places = [i for i, key in enumerate(found) if not isinstance(key, Failure)]
-
-            def one(place: int, handler: Handler = handler) -> Any:  # noqa: ANN401 - whatever it gives
-                try:
-                    return handler(found[place], events[place])
-                except Exception as error:  # noqa: BLE001 - code of others may raise anything
-                    return error
-
-            async def each(places: list[int] = places, handler: Handler = handler) -> None:
-                if inspect.iscoroutinefunction(handler):
-                    given = [one(place) for place in places]
-                else:
-                    given = await self._worker.call(lambda: [one(place) for place in places])
-                for place, key in zip(places, given, strict=True):
-                    found[place] = await _awaited(key)
-
             try:
                 async with asyncio.timeout(self._timeout_seconds):
-                    await each()
+                    given = await self._chosen(
+                        handler, [(found[place], events[place]) for place in places]
+                    )
             except (TimeoutError, _TookTooLongError) as error:
-                failure = self._late(API_WRITE_KEY, handler, error)
-                for place in places:
-                    found[place] = failure
+                given = [self._late(API_WRITE_KEY, handler, error)] * len(places)
+            for place, key in zip(places, given, strict=True):
+                found[place] = key
             for place in places:
                 key = found[place]
                 if isinstance(key, Exception):
@@ -261,6 +254,25 @@ class Filters:
                     self._log.failed(API_WRITE_KEY, "wrong", detail=detail)
                     found[place] = Failure(f"{API_WRITE_KEY}: {detail}.")
         return found
+
+    async def _chosen(self, handler: Handler, arguments: list[tuple[Any, Event]]) -> list[Any]:
+        """Call a handler for each event; what it raises stands in place of what it gives."""
+        if inspect.iscoroutinefunction(handler):
+            return await asyncio.gather(*(_awaited(handler(*one)) for one in arguments))
+
+        def each() -> list[Any]:
+            given: list[Any] = []
+            for one in arguments:
+                try:
+                    given.append(handler(*one))
+                except Exception as error:  # noqa: BLE001 - code of others may raise anything
+                    given.append(error)
+            return given
+
+        given = await self._worker.call(each)
+        if any(map(inspect.isawaitable, given)):
+            given = await asyncio.gather(*map(_awaited, given))
+        return given
 
     async def formatted_data(self, data: list[list[Call]]) -> list[object] | Failure:
         """Have the calls of a chunk's records changed.

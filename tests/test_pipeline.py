@@ -25,6 +25,7 @@ from streamer.core.model import Formatted
 from streamer.core.transform import Transform
 from streamer.demo.events import generate
 from streamer.errors import StartError
+from streamer.hooks import Hooks
 from streamer.mock_segment import Fault, MockSegment
 from streamer.pipeline import Pipeline, make_transform
 from whole_pipeline import WRITE_KEY
@@ -39,7 +40,12 @@ NEVER = "24h"
 
 
 def make_pipeline(
-    bootstrap: str, topic: str, segment: str, group: str = "", **settings: str
+    bootstrap: str,
+    topic: str,
+    segment: str,
+    group: str = "",
+    hooks: Hooks | None = None,
+    **settings: str,
 ) -> Pipeline:
     """Makes one from environment variables, named without their prefix and in lower case."""
     variables = {
@@ -53,7 +59,7 @@ def make_pipeline(
         **settings,
     }
     environ = {f"STREAMER_{name.upper()}": value for name, value in variables.items()}
-    return Pipeline(load_config(None, {}, environ))
+    return Pipeline(load_config(None, {}, environ), hooks or Hooks())
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ from streamer.core.account import Account
 from streamer.core.aggregate import CALL_OVERHEAD, PROFILE_OVERHEAD, Lane, Merging
 from streamer.core.batch import ENVELOPE_BYTES, MAIN_TYPES, Limits
 from streamer.core.budget import Budget
-from streamer.core.model import Contribution, Formatted
+from streamer.core.model import Changed, Contribution, Formatted, Main
 from streamer.core.offsets import Chunk
 from streamer.core.validate import MAX_CALL_BYTES
 
@@ -754,3 +754,67 @@ TestAnyInterleaving.settings = settings(
     stateful_step_count=30,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to shrink takes longer than a test may
 )
+
+
+# --- calls that site code has had in its hands -------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [ROOMY, Limits(max_calls=3), Limits(max_bytes=700)])
+def test_changed_calls_go_the_same_way_as_those_of_the_short_path(limits: Limits) -> None:
+    def sent(*, changed: bool) -> tuple[list[tuple[str | None, list[bytes]]], Account]:
+        bench = Bench(limits)
+        for number in range(12):
+            one = contribution({"n": number}, user=f"u{number % 3}", at=number)
+            two = contribution({"n": number}, user=f"u{number % 3}", group="g", at=number)
+            if not changed:
+                bench.add(one, two)
+                continue
+            chunk = Chunk(("events", 0), [number], [1000], [None])
+            bench.ledger.consumed("events", 1, 1)
+            for kind in ("identify", "group", "track"):
+                bench.ledger.made(kind)
+            data = orjson.dumps({"type": "track", "messageId": f"m{number}"})
+            bench.lane.add_changed(Changed((one, two, Main("track", data, True))), chunk, 0)
+            chunk.let_go()
+        batches = []
+        while not bench.lane.idle:
+            batch = bench.lane.ready.popleft() if bench.lane.ready else bench.close()
+            batches.append((batch.trigger, list(batch.calls)))
+            bench.settle(batch)
+        assert bench.account.balance() == []
+        assert bench.budget.used == 0
+        return batches, bench.account
+
+    (short, account), (long, other) = sent(changed=False), sent(changed=True)
+    assert long == short
+    assert other == account
+    assert other.delivered == 12
+
+
+def test_only_the_call_that_decides_delivers_its_record() -> None:
+    bench = Bench()
+    chunk = Chunk(("events", 0), [0, 1], [1000, 2000], [None, None], read_at=5.0)
+    bench.ledger.consumed("events", 2, 2)
+    data = orjson.dumps({"type": "page"})
+    first = Main("page", data, decides=False)
+    for kind in ("page", "page", "track", "identify"):
+        bench.ledger.made(kind)
+    calls = (first, first, Main("track", orjson.dumps({"type": "track"}), decides=True))
+    bench.lane.add_changed(Changed(calls), chunk, 0)
+    bench.lane.add_changed(Changed((contribution({"a": 1}),)), chunk, 1)
+    chunk.on_settled = lambda: bench.ledger.settled(1)
+    chunk.let_go()
+    batch = bench.close()
+    assert batch.counts() == [("identify", 1), ("page", 2), ("track", 1)]
+    assert [batch.further(kind) for kind in ("page", "track")] == [2, 0]
+    assert (batch.mains, batch.read_sum) == (1, 5.0)
+    assert batch.ages(3000, [5.0]).count == 1
+    assert [batch.decides(place) for place in range(4)] == [False, False, True, False]
+    assert [batch.kind(place) for place in range(4)] == ["page", "page", "track", "identify"]
+    for kind, number in batch.counts():
+        bench.ledger.delivered(kind, number, batch.further(kind))
+    assert (bench.account.delivered, bench.account.in_flight) == (1, 1)
+    bench.lane.settle(batch, 0.0)
+    assert (bench.account.delivered, bench.account.in_flight) == (2, 0), "with its chunk"
+    assert bench.account.balance() == []
+    assert bench.budget.used == 0

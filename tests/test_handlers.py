@@ -1,0 +1,439 @@
+"""`streamer.handlers`: site code raises, hangs and gives what it may not, and nothing of that stops the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+import virtual_time
+from streamer.errors import PluginError
+from streamer.handlers import (
+    MAX_PENDING_BYTES,
+    MAX_STUCK,
+    Actions,
+    Failure,
+    Filters,
+    Worker,
+    at_start,
+)
+from streamer.hooks import (
+    AFTER_SEND,
+    API_WRITE_KEY,
+    FORMATTED_DATA,
+    GROUPS,
+    MAPPING,
+    REQUEST_FAILURE,
+    REQUEST_SUCCESS,
+    Hooks,
+)
+
+LONG = 3600.0
+
+
+class Notes:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.failures: Counter[tuple[str, str]] = Counter()
+
+    def hook_failed(self, hook: str, how: str) -> None:
+        self.failures[hook, how] += 1
+
+
+def filters(hooks: Hooks, timeout_seconds: float = LONG) -> tuple[Filters, Notes]:
+    notes = Notes()
+    return Filters(hooks, timeout_seconds, notes), notes
+
+
+# --- filters of events and calls ---------------------------------------------------------------
+
+
+def test_plain_and_async_handlers_change_the_key_one_after_the_other() -> None:
+    hooks = Hooks()
+
+    @hooks.filter("altis.analytics.segment.api_write_key")
+    def plain(key: str, event: dict[str, Any]) -> str:
+        assert threading.current_thread() is not threading.main_thread()
+        return f"{key}-{event['site']}"
+
+    @hooks.filter("altis.analytics.segment.api_write_key", priority=20)
+    async def asynchronous(key: str, event: dict[str, Any]) -> str | None:
+        await asyncio.sleep(0)
+        return None if event["site"] == "c" else f"{key}!"
+
+    @hooks.filter("altis.analytics.segment.api_write_key", priority=30)
+    def lazily(key: str | None, event: dict[str, Any]) -> Any:  # noqa: ARG001
+        async def later() -> str | None:
+            return key
+
+        return later()
+
+    async def main() -> list[Any]:
+        made, _ = filters(hooks)
+        try:
+            return await made.write_keys(["k", "k", "k"], [{"site": site} for site in "abc"])
+        finally:
+            made.close()
+
+    assert asyncio.run(main()) == ["k-a!", "k-b!", None]
+
+
+def test_a_key_handler_that_raises_fails_that_event_alone() -> None:
+    hooks = Hooks()
+
+    @hooks.filter("altis.analytics.segment.api_write_key")
+    def lookup(key: str, event: dict[str, Any]) -> str:
+        return {"a": key}[event["site"]]
+
+    @hooks.filter("altis.analytics.segment.api_write_key", priority=20)
+    async def wrong(key: str, event: dict[str, Any]) -> Any:
+        return 7 if event["site"] == "a" and event["wrong"] else key
+
+    async def main() -> tuple[list[Any], Notes]:
+        made, notes = filters(hooks)
+        events: list[dict[str, Any]] = [
+            {"site": "a", "wrong": False},
+            {"site": "b"},
+            {"site": "a", "wrong": True},
+        ]
+        found = await made.write_keys(["k"] * 3, events)
+        made.close()
+        return found, notes
+
+    with capture_logs() as logs:
+        (good, raised, wrong_), notes = asyncio.run(main())
+    assert good == "k"
+    assert isinstance(raised, Failure)
+    assert "KeyError: 'b'" in raised.detail
+    assert 'return {"a": key}[event["site"]]' in raised.detail, "the traceback"
+    assert isinstance(wrong_, Failure)
+    assert "gave int; expected a write key as text" in wrong_.detail
+    assert notes.failures == {(API_WRITE_KEY, "raised"): 1, (API_WRITE_KEY, "wrong"): 1}
+    assert [line["hook"] for line in logs] == [API_WRITE_KEY], "one line in ten seconds"
+
+
+@pytest.mark.parametrize("raises", [ValueError("no"), TimeoutError("mine"), KeyError("x")])
+def test_formatted_data_that_raises_is_a_failure_with_its_traceback(raises: Exception) -> None:
+    hooks = Hooks()
+
+    @hooks.filter("altis.analytics.segment.formatted_data")
+    async def fail(data: list[list[Any]]) -> list[list[Any]]:  # noqa: ARG001
+        raise raises
+
+    async def main() -> tuple[Any, Notes]:
+        made, notes = filters(hooks)
+        return await made.formatted_data([[{}]]), notes
+
+    found, notes = asyncio.run(main())
+    assert isinstance(found, Failure)
+    assert "fail" in found.detail
+    assert notes.failures.total() == 1
+    if not isinstance(raises, TimeoutError):
+        assert type(raises).__name__ in found.detail
+        assert "raise raises" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (None, "gave NoneType; expected a list of 2"),
+        ([[]], "gave a list of 1; expected a list of 2"),
+        ([[], [], []], "gave a list of 3"),
+        ({}, "gave dict"),
+    ],
+)
+def test_formatted_data_of_another_length_is_a_failure_that_says_the_rule(
+    given: Any, says: str
+) -> None:
+    hooks = Hooks()
+
+    @hooks.filter("altis.analytics.segment.formatted_data")
+    def shorten(data: list[list[Any]]) -> Any:  # noqa: ARG001
+        return given
+
+    async def main() -> tuple[Any, Notes]:
+        made, notes = filters(hooks)
+        try:
+            return await made.formatted_data([[{}], [{}]]), notes
+        finally:
+            made.close()
+
+    found, notes = asyncio.run(main())
+    assert isinstance(found, Failure)
+    assert says in found.detail
+    assert "position i" in found.detail
+    assert notes.failures == {(FORMATTED_DATA, "wrong"): 1}
+
+
+def test_an_async_handler_that_hangs_is_given_up_after_the_time_limit() -> None:
+    hooks = Hooks()
+
+    @hooks.filter("altis.analytics.segment.formatted_data")
+    async def hang(data: list[list[Any]]) -> list[list[Any]]:
+        await asyncio.sleep(LONG)
+        return data
+
+    @hooks.filter("altis.analytics.segment.api_write_key")
+    async def hang_too(key: str, event: dict[str, Any]) -> str:  # noqa: ARG001
+        await asyncio.sleep(LONG)
+        return key
+
+    async def main() -> None:
+        made, notes = filters(hooks, timeout_seconds=10.0)
+        started = asyncio.get_running_loop().time()
+        found = await made.formatted_data([[{}]])
+        assert isinstance(found, Failure)
+        assert "longer than hook_timeout, 10 s" in found.detail
+        assert asyncio.get_running_loop().time() - started == 10.0
+        keys = await made.write_keys(["a", "b"], [{}, {}])
+        assert all(isinstance(key, Failure) for key in keys)
+        assert notes.failures == {(FORMATTED_DATA, "timeout"): 1, (API_WRITE_KEY, "timeout"): 1}
+
+    virtual_time.run(main())
+
+
+def test_a_plain_handler_that_hangs_is_left_behind_and_the_loop_goes_on() -> None:
+    hooks = Hooks()
+    release = threading.Event()
+
+    @hooks.filter("altis.analytics.segment.formatted_data")
+    def hang(data: list[list[Any]]) -> list[list[Any]]:
+        if data[0]:
+            release.wait(60)
+        return data
+
+    async def main() -> None:
+        made, notes = filters(hooks, timeout_seconds=0.1)
+        turns = 0
+
+        async def beat() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0.005)
+                turns += 1
+
+        beating = asyncio.create_task(beat())
+        assert isinstance(await made.formatted_data([[{}]]), Failure)
+        assert turns > 3, "heartbeats went on"
+        beating.cancel()
+        assert await made.formatted_data([[]]) == [[]], "another thread does the work"
+        assert notes.failures == {(FORMATTED_DATA, "timeout"): 1}
+        made.close()
+
+    try:
+        asyncio.run(main())
+    finally:
+        release.set()
+
+
+# --- the thread --------------------------------------------------------------------------------
+
+
+def test_no_more_threads_than_that_get_stuck() -> None:
+    release = threading.Event()
+
+    async def main() -> None:
+        worker = Worker("test")
+        for _ in range(MAX_STUCK):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await worker.call(lambda: release.wait(60))
+        with pytest.raises(Exception, match=f"{MAX_STUCK} calls before it"):
+            await worker.call(int)
+        release.set()
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    assert await worker.call(lambda: 7) == 7
+                    break
+                except Exception:  # noqa: BLE001 - until they have come back
+                    await asyncio.sleep(0.01)
+        worker.close()
+
+    asyncio.run(main())
+    assert_no_thread("test")
+
+
+def test_what_a_function_raises_comes_back_even_an_exit() -> None:
+    async def main() -> None:
+        worker = Worker("test")
+        for raised, expected in ((ValueError, ValueError), (SystemExit, RuntimeError)):
+
+            def fail(raised: type[BaseException] = raised) -> None:
+                raise raised("why")
+
+            with pytest.raises(expected, match="why"):
+                await worker.call(fail)
+        assert await worker.call(lambda: "alive") == "alive"
+        worker.close()
+
+    asyncio.run(main())
+    assert_no_thread("test")
+
+
+def assert_no_thread(name: str) -> None:
+    deadline = time.monotonic() + 10
+    while any(thread.name == name for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# --- actions -----------------------------------------------------------------------------------
+
+
+def test_every_handler_of_an_action_gets_objects_of_its_own_in_order() -> None:
+    hooks = Hooks()
+    seen: list[Any] = []
+
+    @hooks.action("altis.analytics.segment.request_success")
+    async def first(response: Any, batch: list[Any]) -> None:
+        batch.clear()
+        seen.append((response, "first"))
+
+    @hooks.action("altis.analytics.segment.request_success", priority=20)
+    def second(response: Any, batch: list[Any]) -> None:
+        seen.append((response, batch))
+
+    async def main() -> None:
+        notes = Notes()
+        actions = Actions(hooks, LONG, notes)
+        for number in range(3):
+            actions.tell(REQUEST_SUCCESS, lambda number=number: (number, [{}]), 2)  # type: ignore[misc]
+        assert not seen, "nobody waits for it"
+        await actions.drain(LONG)
+        assert not notes.failures
+
+    asyncio.run(main())
+    assert [one for one in seen if one[1] == "first"] == [(n, "first") for n in range(3)]
+    assert [one for one in seen if one[1] != "first"] == [(n, [{}]) for n in range(3)]
+    assert_no_thread("actions")
+
+
+def test_an_action_that_raises_or_hangs_is_counted_and_the_others_are_told() -> None:
+    hooks = Hooks()
+    told = []
+
+    @hooks.action("altis.analytics.segment.request_failure")
+    async def fail(response: Any, batch: list[Any]) -> None:  # noqa: ARG001
+        raise RuntimeError("no")
+
+    @hooks.action("altis.analytics.segment.request_failure", priority=11)
+    async def hang(response: Any, batch: list[Any]) -> None:  # noqa: ARG001
+        await asyncio.sleep(LONG)
+
+    @hooks.action("altis.analytics.segment.request_failure", priority=12)
+    async def tell(response: Any, batch: list[Any]) -> None:  # noqa: ARG001
+        told.append(response)
+
+    async def main() -> None:
+        notes = Notes()
+        actions = Actions(hooks, 5.0, notes)
+        actions.tell(REQUEST_FAILURE, lambda: (1, []), 0)
+        await actions.drain(LONG)
+        assert notes.failures == {(REQUEST_FAILURE, "raised"): 1, (REQUEST_FAILURE, "timeout"): 1}
+
+    with capture_logs() as logs:
+        virtual_time.run(main())
+    assert told == [1]
+    assert logs[0]["how"] == "raised"
+    assert "RuntimeError: no" in logs[0]["traceback"]
+
+
+def test_actions_slower_than_the_requests_are_dropped_not_kept_without_end() -> None:
+    hooks = Hooks()
+    told = []
+
+    @hooks.action("altis.analytics.segment.after_send")
+    async def slow(results: Any, batches: Any, events: Any) -> None:  # noqa: ARG001
+        await asyncio.sleep(1)
+        told.append(results)
+
+    async def main() -> None:
+        notes = Notes()
+        actions = Actions(hooks, LONG, notes)
+        for number in range(12):
+            actions.tell(AFTER_SEND, lambda number=number: (number, [], []), MAX_PENDING_BYTES // 8)  # type: ignore[misc]
+        assert notes.failures == {(AFTER_SEND, "dropped"): 4}
+        await actions.drain(LONG)
+        assert sorted(told) == list(range(8))
+        actions.tell(AFTER_SEND, lambda: (99, [], []), 2 * MAX_PENDING_BYTES)
+        await actions.drain(LONG)
+        assert told[-1] == 99, "one that is larger than all that may be kept isn't dropped for ever"
+
+    virtual_time.run(main())
+
+
+def test_a_stop_waits_for_actions_no_longer_than_it_may() -> None:
+    hooks = Hooks()
+
+    @hooks.action("altis.analytics.segment.request_success")
+    async def hang(response: Any, batch: list[Any]) -> None:  # noqa: ARG001
+        await asyncio.sleep(LONG)
+
+    async def main() -> None:
+        notes = Notes()
+        actions = Actions(hooks, LONG, notes)
+        for _ in range(20):
+            actions.tell(REQUEST_SUCCESS, lambda: (1, []), 0)
+        await asyncio.sleep(0)
+        await actions.drain(3.0)
+        assert asyncio.get_running_loop().time() - virtual_time.START <= 3.0
+        assert notes.failures[REQUEST_SUCCESS, "dropped"] == 4, "16 run side by side"
+
+    virtual_time.run(main())
+
+
+def test_without_a_handler_nothing_is_wanted() -> None:
+    async def main() -> None:
+        actions = Actions(Hooks(), LONG, Notes())
+        assert not any(actions.wanted(h) for h in (REQUEST_SUCCESS, REQUEST_FAILURE, AFTER_SEND))
+        await actions.drain(0)
+
+    asyncio.run(main())
+
+
+# --- filters of the set-up ---------------------------------------------------------------------
+
+
+def test_filters_at_a_start_may_be_async_also_where_a_loop_runs() -> None:
+    hooks = Hooks()
+
+    @hooks.filter("altis.analytics.segment.groups")
+    async def add(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        await asyncio.sleep(0)
+        return [*groups, {"field": "b"}]
+
+    @hooks.filter("altis.analytics.segment.mapping")
+    def name(mapping: dict[str, Any], type: str) -> dict[str, Any]:  # noqa: A002
+        mapping["type"] = type
+        return mapping
+
+    async def main() -> Any:
+        return at_start(hooks, GROUPS, [{"field": "a"}])
+
+    assert asyncio.run(main()) == at_start(hooks, GROUPS, [{"field": "a"}])
+    assert at_start(hooks, GROUPS, [{"field": "a"}]) == [{"field": "a"}, {"field": "b"}]
+    assert at_start(hooks, MAPPING, {}, "page") == {"type": "page"}
+
+
+def test_a_filter_at_a_start_that_fails_is_an_error_that_names_it() -> None:
+    hooks = Hooks()
+
+    @hooks.filter("altis.analytics.segment.mapping")
+    def forgets(mapping: dict[str, Any], type: str) -> Any:  # noqa: A002
+        mapping["type"] = type
+
+    @hooks.filter("altis.analytics.segment.groups")
+    def fails(groups: Any) -> Any:  # noqa: ARG001
+        raise LookupError("gone")
+
+    with pytest.raises(PluginError, match=r"forgets returned nothing; expected the dict"):
+        at_start(hooks, MAPPING, {}, "page")
+    with pytest.raises(PluginError, match=r"(?s)fails raised:.*LookupError: gone"):
+        at_start(hooks, GROUPS, [])
