@@ -178,12 +178,7 @@ def compile_mapping(
             drops,
             profile,
         )
-        each = bool(group_map.get("each"))
-        if each and not profile.mends:
-            raise MappingError(
-                f"{place}.each: the profile {profile.name} makes one group call for each group map, as the PHP"
-                " integration does; leave it out"
-            )
+        each = profile.mends and bool(group_map.get("each"))
         field = str(group_map.get("field", group_map.get("groupId")))
         role = b"\0group\0%s\0%d" % (field.encode(), number)
         module.group(f"group_{number}", tree, role=role, each=each)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from reference.interpreter import AltisInterpreter, Interpreter
 from reference.strategies import altis_events, group_maps, json_values, mappings, plain_events
-from streamer.core.altis import altis_mapping
+from streamer.core.altis import ALTIS, altis_mapping
 from streamer.core.exclude import Exclusions
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
 from streamer.core.model import Filtered, FilterReason, Reason, Reject
@@ -33,6 +33,7 @@ SITE_CALLBACKS = {
     "emptied": lambda _: {},
 }
 CALLBACKS = {**BUILTIN_CALLBACKS, **SITE_CALLBACKS}
+PHP_CALLBACKS = {**ALTIS.callbacks, **SITE_CALLBACKS}
 
 
 def made(
@@ -61,11 +62,6 @@ def test_any_mapping_gives_what_the_interpreter_gives(
     interpreter = Interpreter("key", mapping, groups, CALLBACKS)
     compiled, interpreted = made(orjson.dumps(event), KAFKA_TIME_MS, transform, interpreter)
     assert compiled == interpreted
-
-
-def without_each(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Group maps as the profile altis takes them."""
-    return [{key: tree for key, tree in one.items() if key != "each"} for one in groups]
 
 
 def excluded(
@@ -116,7 +112,6 @@ def test_what_is_excluded_is_what_the_interpreter_leaves_out_for_the_profile_alt
     given_exclusions: tuple[Exclusions, dict[str, Any]],
 ) -> None:
     exclusions, same = given_exclusions
-    groups = without_each(groups)
     transform = Transform(
         write_key="",
         mapping=mapping,
@@ -126,7 +121,7 @@ def test_what_is_excluded_is_what_the_interpreter_leaves_out_for_the_profile_alt
         profile="altis",
         checked=False,
     )
-    interpreter = AltisInterpreter(mapping, groups, CALLBACKS, **same)
+    interpreter = AltisInterpreter(mapping, groups, PHP_CALLBACKS, **same)
     compiled, interpreted = made(orjson.dumps(event), KAFKA_TIME_MS, transform, interpreter)
     assert compiled == interpreted
 
@@ -138,14 +133,17 @@ def test_what_is_excluded_from_a_profiles_own_mapping_is_in_no_call(
     profile: str, event: dict[str, Any], given_exclusions: tuple[Exclusions, dict[str, Any]]
 ) -> None:
     exclusions, same = given_exclusions
-    groups = DEFAULT_GROUPS if profile == "default" else ALTIS_GROUPS
     transform = Transform(
-        write_key="key", groups=groups, exclusions=exclusions, profile=profile, checked=False
+        write_key="key",
+        groups=DEFAULT_GROUPS,
+        exclusions=exclusions,
+        profile=profile,
+        checked=False,
     )
     interpreter = (
-        Interpreter("key", default_mapping(), groups, BUILTIN_CALLBACKS, **same)
+        Interpreter("key", default_mapping(), DEFAULT_GROUPS, BUILTIN_CALLBACKS, **same)
         if profile == "default"
-        else AltisInterpreter(altis_mapping(), groups, BUILTIN_CALLBACKS, **same)
+        else AltisInterpreter(altis_mapping(), DEFAULT_GROUPS, ALTIS.callbacks, **same)
     )
     value = orjson.dumps(event)
     compiled, interpreted = made(value, KAFKA_TIME_MS, transform, interpreter)
@@ -179,7 +177,6 @@ def test_what_is_not_set_leaves_no_trace_in_the_code() -> None:
 def test_any_mapping_gives_what_the_interpreter_gives_for_the_profile_altis(
     event: dict[str, Any], mapping: dict[str, Any], groups: list[dict[str, Any]]
 ) -> None:
-    groups = without_each(groups)
     transform = Transform(
         write_key="",
         mapping=mapping,
@@ -188,7 +185,7 @@ def test_any_mapping_gives_what_the_interpreter_gives_for_the_profile_altis(
         profile="altis",
         checked=False,
     )
-    interpreter = AltisInterpreter(mapping, groups, CALLBACKS)
+    interpreter = AltisInterpreter(mapping, groups, PHP_CALLBACKS)
     compiled, interpreted = made(orjson.dumps(event), KAFKA_TIME_MS, transform, interpreter)
     assert compiled == interpreted
 
@@ -212,17 +209,16 @@ def test_the_default_mapping_gives_what_the_interpreter_gives(
     assert compiled == interpreted
 
 
-ALTIS_GROUPS = without_each(DEFAULT_GROUPS)
-ALTIS = (
-    Transform(write_key="", groups=ALTIS_GROUPS, profile="altis", checked=False),
-    AltisInterpreter(altis_mapping(), ALTIS_GROUPS, BUILTIN_CALLBACKS),
+BY_PHP = (
+    Transform(write_key="", groups=DEFAULT_GROUPS, profile="altis", checked=False),
+    AltisInterpreter(altis_mapping(), DEFAULT_GROUPS, ALTIS.callbacks),
 )
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(altis_events | json_values)
 def test_the_altis_mapping_gives_what_the_interpreter_gives(event: Any) -> None:
-    compiled, interpreted = made(b" %s\n" % orjson.dumps(event), KAFKA_TIME_MS, *ALTIS)
+    compiled, interpreted = made(b" %s\n" % orjson.dumps(event), KAFKA_TIME_MS, *BY_PHP)
     assert compiled == interpreted
 
 
