@@ -49,6 +49,7 @@ from streamer.core.mapping import (
     milliseconds_to_iso8601,
     parse,
     resolve_callback,
+    shown,
     text,
 )
 from streamer.core.model import (
@@ -208,17 +209,26 @@ def _parse_call(
 ) -> dict[str, Node]:
     """Parse the tree of a call to a node for each key, less what is dropped, and hold it to what Segment must have."""
     if not isinstance(tree, Mapping):
-        raise MappingError(f"{place}: expected the tree of a call, a dict; found {tree!r:.80}")
+        raise MappingError(f"{place}: expected the tree of a call, a dict; found {shown(tree)}")
     call = without(parse(tree, place, callbacks), drops)
     nodes = dict(call.items) if isinstance(call, Branch) else {}
     if nodes.get("type") != Static(call_type):
         raise MappingError(
             f"{place}.type: expected \"{call_type}|static\", since a call's type can't be mapped"
         )
-    if "userId" not in nodes and "anonymousId" not in nodes:
+    if not (_may_be_text(nodes.get("userId")) or _may_be_text(nodes.get("anonymousId"))):
         raise MappingError(f"{place}: expected a path at userId or at anonymousId; found neither")
-    if call_type == "track" and "event" not in nodes:
-        raise MappingError(f"{place}.event: expected the path of the event's name; found nothing")
+    if call_type == "track" and not _may_be_text(nodes.get("event")):
+        raise MappingError(
+            f"{place}.event: expected the path of the event's name; found"
+            f" {shown(tree['event']) if 'event' in nodes else 'nothing'}"
+        )
+    for key in _OBJECT_KEYS:
+        if _is_text(nodes.get(key), callbacks, profile):
+            raise MappingError(
+                f"{place}.{key}: expected what gives an object: a dict, a list of paths, or a path"
+                f" without a callback; found {shown(tree[key])}"
+            )
     if not profile.mends:
         return nodes
     # These two are in every call. One that is mapped to nothing keeps its place, one that has none comes last.
@@ -228,6 +238,21 @@ def _parse_call(
         **{key: nodes.get(key, nothing) for key in tree if key in nodes or key in kept},
         **dict.fromkeys(sorted(kept - tree.keys(), reverse=True), nothing),
     }
+
+
+def _may_be_text(node: Node | None) -> bool:
+    """Say whether a node can give what Segment takes where it wants text, of whatever event."""
+    return isinstance(node, Path | Merge) or (isinstance(node, Static) and node.text != "")
+
+
+def _is_text(node: Node | None, callbacks: Mapping[str, Callback], profile: Profile) -> bool:
+    """Say whether what a node gives is never an object, of whatever event: the callbacks of a profile give none."""
+    if isinstance(node, Without):
+        node = node.node
+    if isinstance(node, Path) and node.callback is not None:
+        own = profile.callbacks.get(node.callback)
+        return own is not None and callbacks[node.callback] is own
+    return isinstance(node, Static)
 
 
 # --- the writer --------------------------------------------------------------------------------------------------

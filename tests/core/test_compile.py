@@ -157,8 +157,8 @@ def test_what_is_excluded_from_a_profiles_own_mapping_is_in_no_call(
             (call, "properties", exclusions.properties),
             (context, "page", exclusions.properties),
         ):
-            assert not set(names) & set(where.get(place, {}))
-            assert where.get(place) != {}
+            found = where.get(place)  # of a group map in the profile altis anything at all
+            assert not (isinstance(found, dict) and (set(names) & set(found) or not found))
 
 
 def test_what_is_not_set_leaves_no_trace_in_the_code() -> None:
@@ -426,7 +426,42 @@ def test_a_mapping_cannot_smuggle_code_into_the_source() -> None:
         ("page", {"type": ""}, "page.type"),
         ("identify", {"userId": "", "anonymousId": ""}, "identify: expected a path at userId"),
         ("track", {"event": ""}, "track.event"),
+        (
+            "track",
+            {"event": {"a": "b"}},
+            "track.event: expected the path of the event's name; found {'a'",
+        ),
+        (
+            "track",
+            {"event": "|static"},
+            "track.event: expected the path of the event's name; found '|s",
+        ),
+        (
+            "page",
+            {"userId": "|static", "anonymousId": {"a": "b"}},
+            "page: expected a path at userId",
+        ),
         ("group", {"context": 5}, "group.context"),
+        (
+            "track",
+            {"properties": "abc|static"},
+            "track.properties: expected what gives an object: a",
+        ),
+        (
+            "page",
+            {"context": "|static"},
+            "page.context: expected what gives an object: .*; found '|s",
+        ),
+        (
+            "identify",
+            {"traits": "endpoint.Attributes|json_encode"},
+            "identify.traits: expected what",
+        ),
+        (
+            "group",
+            {"integrations": "a|strtolower"},
+            "group.integrations: expected what gives an ob",
+        ),
     ],
 )
 def test_a_tree_that_can_make_no_call_is_an_error_at_the_start(
@@ -434,8 +469,30 @@ def test_a_tree_that_can_make_no_call_is_an_error_at_the_start(
 ) -> None:
     mapping = default_mapping()
     mapping[call_type].update(change)
-    with pytest.raises(MappingError, match=place):
-        Transform(write_key="", mapping=mapping)
+    for profile in ("default", "altis"):
+        with pytest.raises(MappingError, match=place.replace("|", r"\|")):
+            Transform(write_key="", mapping=mapping, profile=profile)
+
+
+def test_a_group_map_whose_traits_are_text_is_an_error_at_the_start() -> None:
+    with pytest.raises(MappingError, match=r"groups\[1\]\.traits: expected what gives an object"):
+        Transform(write_key="", groups=[{"field": "a"}, {"field": "a", "traits": "b|trim"}])
+
+
+def test_a_callback_of_ones_own_may_give_an_object_even_under_a_name_that_is_known() -> None:
+    mapping = default_mapping()
+    mapping["track"]["properties"] = "attributes|trim"
+    transform = Transform(
+        write_key="",
+        mapping=mapping,
+        callbacks={"trim": lambda _: {"a": 1}},
+        exclusions=Exclusions(properties=("b",)),
+    )
+    calls = transform.calls(
+        b'{"event_type":"e","event_timestamp":1,"endpoint":{"Id":"i"},"attributes":{"b":1}}', -1
+    )
+    assert isinstance(calls, list)
+    assert calls[-1]["properties"] == {"a": 1}
 
 
 def test_every_type_of_call_needs_a_tree() -> None:
