@@ -25,7 +25,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -62,7 +61,14 @@ from streamer.core.model import (
     Reason,
     Reject,
 )
-from streamer.core.validate import MAX_CALL_BYTES, not_an_object, not_text, too_large, validate
+from streamer.core.validate import (
+    MAX_CALL_BYTES,
+    is_iso8601,
+    not_an_object,
+    not_text,
+    too_large,
+    validate,
+)
 from streamer.errors import MappingError
 
 if TYPE_CHECKING:
@@ -966,13 +972,7 @@ def _kafka_time(timestamp_ms: int) -> str | None:
 
 def _mapped_time(value: object) -> str | None:
     """Give a time that is mapped as text, if it is one that Segment takes: ISO-8601."""
-    if not isinstance(value, str):
-        return None
-    try:
-        datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    return value
+    return value if isinstance(value, str) and is_iso8601(value) else None
 
 
 def _hash_of(mapped: object, key_hash: blake2b, record_hash: blake2b) -> blake2b:

@@ -11,7 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reference.interpreter import AltisInterpreter, Interpreter
-from reference.strategies import altis_events, group_maps, json_values, mappings, plain_events
+from reference.strategies import (
+    altis_events,
+    group_maps,
+    hostile_records,
+    json_values,
+    mappings,
+    plain_events,
+)
 from streamer.core.altis import ALTIS, altis_mapping
 from streamer.core.exclude import Exclusions
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
@@ -213,6 +220,15 @@ BY_PHP = (
     Transform(write_key="", groups=DEFAULT_GROUPS, profile="altis", checked=False),
     AltisInterpreter(altis_mapping(), DEFAULT_GROUPS, ALTIS.callbacks),
 )
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(hostile_records(boundless=False), st.sampled_from([DEFAULT, BY_PHP]))
+def test_hostile_records_give_what_the_interpreter_gives(
+    value: bytes, both: tuple[Transform, Interpreter | AltisInterpreter]
+) -> None:
+    compiled, interpreted = made(value, KAFKA_TIME_MS, *both)
+    assert compiled == interpreted
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
