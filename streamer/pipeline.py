@@ -73,7 +73,7 @@ def make_transform(config: Config, write_key: str, *, checked: bool = True) -> T
     return Transform(
         write_key=write_key,
         mapping=overlay(PROFILES[settings.profile].mapping(), settings.mapping),
-        groups=[group.model_dump() for group in config.groups],
+        groups=[group.model_dump(exclude_unset=True) for group in config.groups],
         exclusions=Exclusions(
             frozenset(settings.drop_events),
             settings.drop_traits,
