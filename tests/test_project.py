@@ -355,7 +355,8 @@ def test_ci_calls_lint_and_test_and_forgives_no_skip() -> None:
 def test_relative_links_of_the_documents_lead_somewhere() -> None:
     broken = [
         f"{document.name}: {target}"
-        for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("dashboards/*.md")]
+        for folder in (".", "docs", "dashboards", "examples/*")
+        for document in ROOT.glob(f"{folder}/*.md")
         for target in re.findall(r"\]\((?!\w+:)([^)#\s]+)", document.read_text())
         if not (document.parent / target).exists()
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
@@ -19,6 +20,7 @@ from streamer.core.model import Filtered, FilterReason, Reject
 from streamer.errors import StartError
 from streamer.formatter import Value
 from streamer.hooks import registered
+from streamer.logs import configure
 from streamer.pipeline import make_formatter, make_transform
 from streamer.plugins import load_plugins
 
@@ -77,6 +79,9 @@ def transform(
 
     Site code has its say as in `streamer run`, but for actions; handlers see up to 500 lines at a time.
     """
+    # Standard output has nothing but calls; what site code logs goes to standard error.
+    configure("warning")
+    logging.getLogger("streamer.handlers").setLevel(logging.CRITICAL + 1)  # said with the lines
     settings = load_config(config, {"transform.profile": profile}, altis=altis)
     load_plugins(settings.plugins)
     write_key = settings.segment.write_key
