@@ -593,8 +593,23 @@ class TransformSettings(_Section):
     mapping: Annotated[dict[str, dict[str, Any]], BeforeValidator(_is_mapping)] = {}
 
 
+GROUP_KEYS = (
+    "anonymousId",
+    "userId",
+    "timestamp",
+    "receivedAt",
+    "messageId",
+    "context",
+    "integrations",
+)
+"""What a group map may lay over the mapping of group calls, beside `traits`."""
+
+
 class GroupMap(_Section):
     """`[[groups]]`: one group call for each record that has a value at `field`.
+
+    Beside these, keys of a group call (`GROUP_KEYS`) may stand there, with mappings that lie over those of
+    `transform.mapping.group`.
 
     Attributes:
         field: the path of the groupId.
@@ -602,9 +617,30 @@ class GroupMap(_Section):
         each: whether a list at `field` makes a call for each of its elements.
     """
 
+    model_config = ConfigDict(extra="allow")
+
     field: Text
     traits: Any = None
     each: Boolean = False
+
+    @model_validator(mode="after")
+    def _has_keys_of_a_group_call(self) -> Self:
+        known = [*type(self).model_fields, *GROUP_KEYS]
+        wrong = [key for key in self.model_extra or {} if key not in GROUP_KEYS]
+        if wrong:
+            near = {key: _nearest(key, known, 0.6) for key in wrong}
+            raise _ProblemsError(
+                [
+                    (
+                        key,
+                        f"unknown setting; did you mean {near[key]}?"
+                        if near[key]
+                        else f"unknown setting; a group map has {', '.join(known)}",
+                    )
+                    for key in wrong
+                ]
+            )
+        return self
 
 
 class AggregateSettings(_Section):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _NEVER = float("inf")
+_SAY_AGAIN = 600.0
 _BODY_FACTOR = 1.5  # a body and its compressed copy, in bytes of the body
 _PROBED_BATCHES = 8  # so many batches are closed to be probes; with more, pressure would no longer make batches larger
 
@@ -162,6 +163,7 @@ class Delivery:
         self._wake = asyncio.Event()
         self._progress = asyncio.Event()
         self._closing: str | None = None
+        self._say_memory_at = 0.0
 
     def begin(self, lane: Lane) -> None:
         """Take a lane in."""
@@ -296,6 +298,8 @@ class Delivery:
         lane, destination = route.lane, route.destination
         if batch is lane.open:
             lane.close(self._closing or ("memory" if lane.share.spent else "time"), now)
+            if batch.trigger == "memory":
+                self._say_memory_closes(batch, now)
         lane.ready.remove(batch)
         pieces = route.pieces.get(batch)
         if pieces is None:
@@ -323,6 +327,19 @@ class Delivery:
             self._handler.progressed()
 
         task.add_done_callback(ended)
+
+    def _say_memory_closes(self, batch: Batch, now: float) -> None:
+        """Say that the interval is longer than memory allows: at the first time, and then each ten minutes."""
+        waited = now - batch.oldest
+        if waited < self.interval_seconds and now >= self._say_memory_at:
+            self._say_memory_at = now + _SAY_AGAIN
+            log.warning(
+                "flush.memory_budget is spent: batches close before flush.interval",
+                after_seconds=round(waited, 3),
+                interval_seconds=self.interval_seconds,
+                calls=len(batch),
+                advice="raise flush.memory_budget or shorten flush.interval; see streamer_batches_closed_total",
+            )
 
     async def _send(self, route: _Route, batch: Batch, piece: Piece, permit: Permit) -> None:
         lane = route.lane

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streamer.core.changed import take_back
@@ -17,7 +16,7 @@ from streamer.core.transform import keyed
 from streamer.handlers import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from hashlib import blake2b
 
     from streamer.core.model import Changed
@@ -28,8 +27,9 @@ if TYPE_CHECKING:
 
 _WRITE_KEY = re.compile(r"[!-9;-~]+")  # as `segment.write_key` may be
 _NO_WRITE_KEY = Filtered(FilterReason.NO_WRITE_KEY)
-_SLICE_BYTES = 192_000
-_RECORD_BYTES = 1000  # what a record costs besides its bytes, in bytes
+_PORTION_BYTES = 192_000
+_RECORD_BYTES = 1000
+"""So many bytes of records, each counted with so many more, are worked on before the event loop has a turn."""
 
 
 class Value(NamedTuple):
@@ -56,14 +56,24 @@ class Made(NamedTuple):
     result: Formatted | Changed | Reject | Filtered
 
 
-@dataclass(slots=True)
-class _Event:
-    """A record of which calls are to be made."""
+class _Event(NamedTuple):
+    """A record of which calls are to be made: its number, its value without white space, and what it says."""
 
     number: int
     stripped: bytes
     event: dict[str, Any]
-    timestamp_ms: int
+
+
+class _Shown(NamedTuple):
+    """A record of which site code sees the calls."""
+
+    number: int
+    write_key: str
+    record_hash: blake2b
+    calls: list[Call]
+
+
+_NOT_MADE = Made("", _NO_WRITE_KEY)  # until it is known what comes of a record
 
 
 class Formatter:
@@ -103,31 +113,47 @@ class Formatter:
         Returns:
             what came of each. Nothing is raised, whatever is in the records and whatever site code does.
         """
-        made: list[Made | None] = [None] * len(values)
+        made: list[Made] = []
+        shown: list[_Shown] = []
+        key_hashes: dict[str, blake2b] = {}
+        for portion in _portions(values):
+            made += await self._portion(portion, key_hashes, shown, len(made))
+            await asyncio.sleep(0)
+        if shown:
+            await self._change(made, shown, key_hashes)
+        return made
+
+    async def _portion(
+        self,
+        values: Sequence[Value],
+        key_hashes: dict[str, blake2b],
+        shown: list[_Shown],
+        start: int,
+    ) -> list[Made]:
+        """Make the calls of some records, before site code sees them; a whole chunk of events takes much memory."""
+        made = [_NOT_MADE] * len(values)
         events: list[_Event] = []
-        done = 0
-        for number, (value, timestamp_ms) in enumerate(values):
+        for number, (value, _) in enumerate(values):
             decoded = self._transform.decode(value)
             if isinstance(decoded, tuple):
-                events.append(_Event(number, *decoded, timestamp_ms))
+                events.append(_Event(number, *decoded))
             else:
                 made[number] = Made("", decoded)
-            done = await _breathe(done, value)
         keys = await self._write_keys(events)
-        key_hashes: dict[str, blake2b] = {}
-        for one, key in zip(events, keys, strict=True):
+        for (number, stripped, event), key in zip(events, keys, strict=True):
             if not isinstance(key, str):
-                made[one.number] = Made("", key)
+                made[number] = Made("", key)
                 continue
             key_hash = key_hashes.get(key)
             if key_hash is None:
                 key_hash = key_hashes[key] = keyed(key)
-            result = self._transform.make(one.stripped, one.event, one.timestamp_ms, key_hash)
-            made[one.number] = Made(key if isinstance(result, Formatted) else "", result)
-            done = await _breathe(done, one.stripped)
-        if self._filters.see_calls:
-            await self._change(events, made, key_hashes)
-        return [one for one in made if one is not None]
+            result = self._transform.make(stripped, event, values[number].timestamp_ms, key_hash)
+            made[number] = Made(key if isinstance(result, Formatted) else "", result)
+            if self._filters.see_calls and isinstance(result, Formatted):
+                record_hash = key_hash.copy()
+                record_hash.update(stripped)
+                shown.append(_Shown(start + number, key, record_hash, result.calls()))
+        return made
 
     async def _write_keys(self, events: Sequence[_Event]) -> list[str | Reject | Filtered]:
         keys = [self._sites.write_key(one.event) for one in events]
@@ -137,40 +163,39 @@ class Formatter:
         return [_checked_key(key) for key in chosen]
 
     async def _change(
-        self, events: Sequence[_Event], made: list[Made | None], key_hashes: dict[str, blake2b]
+        self, made: list[Made], shown: Sequence[_Shown], key_hashes: dict[str, blake2b]
     ) -> None:
         """Have site code change what was made; only records of which calls were made are shown to it."""
-        shown: list[tuple[_Event, str, list[Call]]] = []
-        done = 0
-        for one in events:
-            before = made[one.number]
-            if before is not None and isinstance(before.result, Formatted):
-                calls = before.result.calls()
-                shown.append((one, before.write_key, calls))
-                done = await _breathe(done, one.stripped)
-        if not shown:
-            return
         ids = [
-            frozenset(id_ for call in calls if isinstance(id_ := call.get("messageId"), str))
-            for _, _, calls in shown
+            frozenset(id_ for call in one.calls if isinstance(id_ := call.get("messageId"), str))
+            for one in shown
         ]
-        changed = await self._filters.formatted_data([calls for _, _, calls in shown])
-        for place, (one, key, _) in enumerate(shown):
+        changed = await self._filters.formatted_data([one.calls for one in shown])
+        for place, one in enumerate(shown):
             if isinstance(changed, Failure):
                 made[one.number] = Made("", Reject(Reason.HOOK_FAILED, changed.detail))
                 continue
-            record_hash = key_hashes[key].copy()
-            record_hash.update(one.stripped)
             result = take_back(
                 changed[place],
                 ids[place],
-                record_hash,
-                key_hashes[key],
+                one.record_hash,
+                key_hashes[one.write_key],
                 mends=self._transform.mends,
                 checked=self._checked,
             )
-            made[one.number] = Made("" if isinstance(result, Reject | Filtered) else key, result)
-            done = await _breathe(done, one.stripped)
+            key = "" if isinstance(result, Reject | Filtered) else one.write_key
+            made[one.number] = Made(key, result)
+            if place % 50 == 0:  # calls are 32 kB at most
+                await asyncio.sleep(0)
+
+
+def _portions(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
+    start = size = 0
+    for number, (value, _) in enumerate(values, start=1):
+        size += _RECORD_BYTES + (len(value) if value else 0)
+        if size >= _PORTION_BYTES or number == len(values):
+            yield values[start:number]
+            start, size = number, 0
 
 
 def _checked_key(key: str | Failure | None) -> str | Reject | Filtered:
@@ -185,12 +210,3 @@ def _checked_key(key: str | Failure | None) -> str | Reject | Filtered:
             " isn't.",
         )
     return key
-
-
-async def _breathe(done: int, value: bytes | None) -> int:
-    """Give the event loop a turn after so many bytes of records; say how many there were since the last."""
-    done += _RECORD_BYTES + (len(value) if value else 0)
-    if done < _SLICE_BYTES:
-        return done
-    await asyncio.sleep(0)
-    return 0

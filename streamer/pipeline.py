@@ -109,7 +109,7 @@ def make_transform(
         PluginError: a filter of the mapping or of the groups fails.
     """
     settings = config.transform
-    groups = [group.model_dump() for group in config.groups]
+    groups = [group.model_dump(exclude_unset=True) for group in config.groups]
     return Transform(
         write_key=write_key,
         mapping=overlay(PROFILES[settings.profile].mapping(), settings.mapping),

@@ -425,9 +425,13 @@ def test_all_mistakes_are_told_at_once(file: Path) -> None:
         ),
         (
             '[[groups]]\nfield = "a"\ntrait = "b"',
-            "groups.0.trait: unknown setting; did you mean groups.0.traits?",
+            "groups.0.trait: unknown setting; did you mean traits?",
         ),
         ('[[groups]]\ntraits = "b"', "groups.0.field: must be set"),
+        (
+            '[[groups]]\nfield = "a"\nregion = "eu"',
+            "groups.0.region: unknown setting; a group map has field, traits, each, anonymousId,",
+        ),
         ('plugins = ["a"]', "plugins: unknown setting; there are"),
         (
             '[transform]\nprofil = "altis"',

@@ -16,6 +16,7 @@ import pytest
 import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 import virtual_time
 from streamer.core.account import Account, Ledger
@@ -367,17 +368,25 @@ def test_a_spent_budget_closes_what_is_open() -> None:
     """Before its interval and its size, so that memory comes free; and the handler is told that it did."""
 
     async def story() -> None:
-        async with Rig(FakeSegment(), interval_seconds=60.0, memory=1000) as rig:
+        async with Rig(FakeSegment(), interval_seconds=600.0, memory=1000) as rig:
             lane = rig.lane()
             rig.add(lane, "a")
             await asyncio.sleep(5.0)
             assert not rig.segment.attempts
             rig.add(lane, "b", padding=900)
             assert rig.budget.spent
-            await rig.idle(lane, within=1.0)
+            with capture_logs() as logs:
+                await rig.idle(lane, within=1.0)
+            (line,) = logs
+            assert "batches close before flush.interval" in line["event"]
+            assert (line["after_seconds"], line["interval_seconds"]) == (5.0, 600.0)
             assert rig.segment.attempts[0].at == pytest.approx(5.0)
             assert rig.notes.triggers == ["memory"]
             assert rig.notes.progress == 1
+            with capture_logs() as more:
+                rig.add(lane, "c", padding=900)
+                await rig.idle(lane, within=1.0)
+            assert more == [], "it is said once, and again after a while"
             rig.assert_settled()
 
     tell(story)

@@ -23,7 +23,7 @@ from rich.text import Text
 from streamer.backlog import Backlog, Calls, count, look, stand
 from streamer.bootstrap import failure, hangs_up
 from streamer.cli import AltisOption
-from streamer.config import effective, load_config, require_write_key
+from streamer.config import duration_text, effective, load_config, require_write_key
 from streamer.dead_letter import FileSink
 from streamer.errors import StartError
 from streamer.handlers import handler_name
@@ -75,6 +75,11 @@ def check(
             typer.echo(f"  {name}: {', '.join(map(handler_name, registered.handlers(name)))}")
         if registered.groups:
             typer.echo(f"  {count(len(registered.groups), 'group map')} registered")
+    flush = settings.flush
+    typer.echo(
+        f"flush: a batch closes after {duration_text(flush.interval)}; before that with {flush.max_calls:,} calls, with"
+        f" {flush.max_bytes:,} bytes, or when {flush.memory_budget:,} bytes are held"
+    )
     if settings.dead_letter.file:
         FileSink(settings.dead_letter.file).check()
     if not settings.segment.enabled:

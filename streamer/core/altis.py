@@ -16,9 +16,10 @@ import hashlib
 import json
 import math
 import re
+import string
 from datetime import UTC, datetime, timedelta
 from json.encoder import encode_basestring_ascii
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -59,9 +60,11 @@ def json_decode(json_text: bytes) -> Any:  # noqa: ANN401 - any JSON value
         if "infinity" not in error.msg:
             raise
         try:
-            return json.loads(json_text, parse_int=_decoded_integer, parse_constant=_no_constant)
+            decoded = json.loads(json_text, parse_int=_decoded_integer, parse_constant=_no_constant)
+            json.dumps(decoded, ensure_ascii=False).encode()  # a lone surrogate is a ValueError
         except (ValueError, RecursionError):
             raise error from None
+        return decoded
 
 
 def _decoded_integer(digits: str) -> int | float:
@@ -126,22 +129,34 @@ def _without_quotes(characters: str) -> str:
 def _number(number: float) -> str:
     """Write a float as PHP does with `serialize_precision = -1`, its default: the shortest digits that read the same.
 
-    They are Python's digits too; the form differs: no fraction that is zero, an exponent from 1e17 on and below 1e-4,
-    which isn't padded and never follows a single digit.
+    They are Python's digits too.
     """
     if math.isinf(number):
         raise OverflowError("PHP's JSON has no infinity")
-    if number == 0:
-        return "-0" if math.copysign(1, number) < 0 else "0"
-    sign = "-" if number < 0 else ""
-    mantissa, _, exponent_text = f"{abs(number)!r}".partition("e")
+    return _written(repr(number), 17)
+
+
+def _written(number: str, precision: int) -> str:
+    """Write the digits of a number in PHP's form.
+
+    There is no fraction that is zero. An exponent stands where the whole part would have more digits than the
+    precision, and below 1e-4; it isn't padded and never follows a single digit.
+
+    Args:
+        number: as Python writes floats.
+        precision: how many digits PHP writes at most.
+    """
+    sign = "-" if number[0] == "-" else ""
+    mantissa, _, exponent_text = number.removeprefix("-").partition("e")
     whole, _, fraction = mantissa.partition(".")
     digits = whole + fraction
     point = len(whole) + int(exponent_text or 0)  # where it stands among the digits
     stripped = digits.lstrip("0")
     point -= len(digits) - len(stripped)
     digits = stripped.rstrip("0")
-    if point > 17 or point < -3:
+    if not digits:
+        return f"{sign}0"
+    if point > precision or point < -3:
         return f"{sign}{digits[0]}.{digits[1:] or '0'}e{point - 1:+d}"
     if point <= 0:
         return f"{sign}0.{'0' * -point}{digits}"
@@ -171,6 +186,56 @@ def _md5(characters: str) -> str:
     return hashlib.md5(characters.encode(), usedforsecurity=False).hexdigest()
 
 
+# --- PHP's functions for text and numbers -----------------------------------------------------------------------------
+
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+_UPPER = str.maketrans(string.ascii_lowercase, string.ascii_uppercase)
+
+
+def _text_of(value: object) -> str:
+    """Give a scalar as PHP's text of it: a float has 14 digits at most, PHP's default `precision`."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "1" if value else ""
+    if isinstance(value, int) and -_MAX_INTEGER - 1 <= value <= _MAX_INTEGER:
+        return str(value)
+    if isinstance(value, int | float):
+        number = float(value)
+        if math.isinf(number):
+            return "INF" if number > 0 else "-INF"
+        return _written(f"{number:.13e}", 14).upper()
+    raise TypeError(f"expected text or a number, found {kind(value)}")
+
+
+def _strval(value: object) -> str:
+    return "Array" if isinstance(value, list | dict) else _text_of(value)
+
+
+def _ucfirst(value: object) -> str:
+    characters = _text_of(value)
+    return characters[:1].translate(_UPPER) + characters[1:]
+
+
+def _intval(value: object) -> int:
+    """Give what text begins with within 64 bits; of a number beyond them PHP keeps the lowest 64 bits."""
+    if isinstance(value, list | dict):
+        return int(bool(value))
+    if isinstance(value, str):
+        return cast("int", BUILTIN_CALLBACKS["intval"](value))
+    number = float(value) if isinstance(value, int | float) else 0.0
+    if math.isinf(number):
+        return 0
+    whole = int(value) if isinstance(value, int) and abs(value) <= _MAX_INTEGER else int(number)
+    return (whole + 2**63) % 2**64 - 2**63
+
+
+def _floatval(value: object) -> float:
+    if isinstance(value, list | dict):
+        return float(bool(value))
+    return cast("float", BUILTIN_CALLBACKS["floatval"](value))
+
+
 # --- PHP's time --------------------------------------------------------------------------------------------------
 
 # What PHP calls a numeric string, white space on both sides included. Neither "12px" nor "0x1A" is one.
@@ -197,10 +262,9 @@ def milliseconds_to_iso8601(value: object) -> str:
     quotient = milliseconds // 1000 if milliseconds % 1000 == 0 else int(float(milliseconds) / 1000)
     cycles, seconds = divmod(quotient - _EPOCH_SECONDS, _DAYS * 86_400)
     moment = _EPOCH + timedelta(seconds=seconds)
-    year = (
-        moment.year + 400 * cycles
-    )  # which PHP writes with as many digits as it has, four at least
-    return f"{'-' if year < 0 else ''}{abs(year):04d}{moment:-%m-%dT%H:%M:%S}+00:00"
+    year = moment.year + 400 * cycles
+    # PHP writes a year with as many characters as it has, four at least: the sign counts.
+    return f"{year:04d}{moment:-%m-%dT%H:%M:%S}+00:00"
 
 
 def _integer(value: object) -> int:
@@ -286,24 +350,23 @@ def merge(*parts: Any) -> dict[str, Any] | list[Any]:  # noqa: ANN401 - any JSON
     """Merge arrays as `array_merge` does, each flattened by `current` before: an empty element becomes false.
 
     Both are arrays in PHP, so lists are flattened too, and the elements of a list that meets an object have their
-    numbers for names. A branch of the mapping, which comes as a tuple of one, gives its keys as they are.
+    numbers for names. What has the keys of a list in the end is one. A branch of the mapping, which comes as a tuple of
+    one, gives its keys as they are.
     """
     merged: dict[str, Any] = {}
     numbers = 0
-    only_lists = True
     for part in parts:
         if type(part) is list:
             for element in part:
                 while str(numbers) in merged:  # the name of an object's key
                     numbers += 1
-                merged[str(numbers)] = as_sent(_current(element))
+                merged[str(numbers)] = _current(element)
         elif type(part) is dict:
-            merged.update({key: as_sent(_current(element)) for key, element in part.items()})
-            only_lists = only_lists and not part
+            merged.update({key: _current(element) for key, element in part.items()})
         elif type(part) is tuple:
             merged.update(part[0])
-            only_lists = only_lists and not part[0]
-    return list(merged.values()) if only_lists else merged
+    sent: dict[str, Any] | list[Any] = as_sent(merged)
+    return sent
 
 
 def _current(element: Any) -> Any:  # noqa: ANN401 - any JSON value
@@ -329,7 +392,14 @@ ALTIS = Profile(
     name="altis",
     mapping=altis_mapping,
     callbacks={
-        **BUILTIN_CALLBACKS,
+        "ucfirst": _ucfirst,
+        "strtolower": lambda value: _text_of(value).translate(_LOWER),
+        "strtoupper": lambda value: _text_of(value).translate(_UPPER),
+        "trim": lambda value: _text_of(value).strip(" \t\n\r\0\x0b"),
+        "strval": _strval,
+        "intval": _intval,
+        "floatval": _floatval,
+        "md5": lambda value: _md5(_text_of(value)),
         "json_encode": json_encode,
         "hash_event": hash_event,
         "milliseconds_to_iso8601": milliseconds_to_iso8601,

@@ -26,7 +26,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
@@ -50,6 +49,7 @@ from streamer.core.mapping import (
     milliseconds_to_iso8601,
     parse,
     resolve_callback,
+    shown,
     text,
 )
 from streamer.core.model import (
@@ -62,7 +62,14 @@ from streamer.core.model import (
     Reason,
     Reject,
 )
-from streamer.core.validate import MAX_CALL_BYTES, not_an_object, not_text, too_large, validate
+from streamer.core.validate import (
+    MAX_CALL_BYTES,
+    is_iso8601,
+    not_an_object,
+    not_text,
+    too_large,
+    validate,
+)
 from streamer.errors import MappingError
 
 if TYPE_CHECKING:
@@ -190,12 +197,7 @@ def compile_mapping(
         if change is not None:
             group = change(deepcopy(group), "group")
         tree = _parse_call(group, "group", place, callbacks, drops, profile)
-        each = bool(group_map.get("each"))
-        if each and not profile.mends:
-            raise MappingError(
-                f"{place}.each: the profile {profile.name} makes one group call for each group map, as the PHP"
-                " integration does; leave it out"
-            )
+        each = profile.mends and bool(group_map.get("each"))
         field = str(group_map.get("field", group_map.get("groupId")))
         role = b"\0group\0%s\0%d" % (field.encode(), number)
         module.group(f"group_{number}", tree, role=role, each=each)
@@ -225,17 +227,26 @@ def _parse_call(
 ) -> dict[str, Node]:
     """Parse the tree of a call to a node for each key, less what is dropped, and hold it to what Segment must have."""
     if not isinstance(tree, Mapping):
-        raise MappingError(f"{place}: expected the tree of a call, a dict; found {tree!r:.80}")
+        raise MappingError(f"{place}: expected the tree of a call, a dict; found {shown(tree)}")
     call = without(parse(tree, place, callbacks), drops)
     nodes = dict(call.items) if isinstance(call, Branch) else {}
     if nodes.get("type") != Static(call_type):
         raise MappingError(
             f"{place}.type: expected \"{call_type}|static\", since a call's type can't be mapped"
         )
-    if "userId" not in nodes and "anonymousId" not in nodes:
+    if not (_may_be_text(nodes.get("userId")) or _may_be_text(nodes.get("anonymousId"))):
         raise MappingError(f"{place}: expected a path at userId or at anonymousId; found neither")
-    if call_type == "track" and "event" not in nodes:
-        raise MappingError(f"{place}.event: expected the path of the event's name; found nothing")
+    if call_type == "track" and not _may_be_text(nodes.get("event")):
+        raise MappingError(
+            f"{place}.event: expected the path of the event's name; found"
+            f" {shown(tree['event']) if 'event' in nodes else 'nothing'}"
+        )
+    for key in _OBJECT_KEYS:
+        if _is_text(nodes.get(key), callbacks, profile):
+            raise MappingError(
+                f"{place}.{key}: expected what gives an object: a dict, a list of paths, or a path"
+                f" without a callback; found {shown(tree[key])}"
+            )
     if not profile.mends:
         return nodes
     # These two are in every call. One that is mapped to nothing keeps its place, one that has none comes last.
@@ -245,6 +256,21 @@ def _parse_call(
         **{key: nodes.get(key, nothing) for key in tree if key in nodes or key in kept},
         **dict.fromkeys(sorted(kept - tree.keys(), reverse=True), nothing),
     }
+
+
+def _may_be_text(node: Node | None) -> bool:
+    """Say whether a node can give what Segment takes where it wants text, of whatever event."""
+    return isinstance(node, Path | Merge) or (isinstance(node, Static) and node.text != "")
+
+
+def _is_text(node: Node | None, callbacks: Mapping[str, Callback], profile: Profile) -> bool:
+    """Say whether what a node gives is never an object, of whatever event: the callbacks of a profile give none."""
+    if isinstance(node, Without):
+        node = node.node
+    if isinstance(node, Path) and node.callback is not None:
+        own = profile.callbacks.get(node.callback)
+        return own is not None and callbacks[node.callback] is own
+    return isinstance(node, Static)
 
 
 # --- the writer --------------------------------------------------------------------------------------------------
@@ -958,13 +984,7 @@ def _kafka_time(timestamp_ms: int) -> str | None:
 
 def _mapped_time(value: object) -> str | None:
     """Give a time that is mapped as text, if it is one that Segment takes: ISO-8601."""
-    if not isinstance(value, str):
-        return None
-    try:
-        datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    return value
+    return value if isinstance(value, str) and is_iso8601(value) else None
 
 
 def _hash_of(mapped: object, key_hash: blake2b, record_hash: blake2b) -> blake2b:

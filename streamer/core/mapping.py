@@ -266,16 +266,16 @@ def group_tree(group: Mapping[str, Any], group_map: GroupMap, place: str) -> dic
         MappingError: the map has no `field`, or one of the wrong kind.
     """
     if not isinstance(group_map, Mapping):
-        raise MappingError(f"{place}: expected a dict with a field; found {_shown(group_map)}")
+        raise MappingError(f"{place}: expected a dict with a field; found {shown(group_map)}")
     field = group_map.get("field", group_map.get("groupId"))
     if not isinstance(field, str) or not field:
         raise MappingError(
             f"{place}.field: expected the path of the group's id, such as"
-            f' "endpoint.Attributes.Company.0"; found {_shown(field)}'
+            f' "endpoint.Attributes.Company.0"; found {shown(field)}'
         )
     each = group_map.get("each", False)
     if not isinstance(each, bool):
-        raise MappingError(f"{place}.each: expected true or false; found {_shown(each)}")
+        raise MappingError(f"{place}.each: expected true or false; found {shown(each)}")
     over = {
         "groupId" if key == "field" else key: value
         for key, value in group_map.items()
@@ -314,7 +314,7 @@ def _parse(tree: Any, place: str, callbacks: Mapping[str, Callback], depth: int)
         items = []
         for key, value in tree.items():
             if not isinstance(key, str):
-                raise MappingError(f"{place}: expected keys that are text; found {_shown(key)}")
+                raise MappingError(f"{place}: expected keys that are text; found {shown(key)}")
             if not _is_utf8(key):
                 raise MappingError(f"{place}: expected keys that UTF-8 can hold; found {key!a}")
             node = _parse(value, f"{place}.{key}", callbacks, depth + 1)
@@ -329,10 +329,10 @@ def _parse(tree: Any, place: str, callbacks: Mapping[str, Callback], depth: int)
             if isinstance(node, Path | Branch):
                 parts.append(node)
             elif not isinstance(node, Nothing):
-                raise MappingError(f"{there}: expected a path or a dict; found {_shown(value)}")
+                raise MappingError(f"{there}: expected a path or a dict; found {shown(value)}")
         return Merge(tuple(parts)) if parts else Nothing()
     raise MappingError(
-        f"{place}: expected a path, a list of paths, a dict or nothing; found {_shown(tree)}"
+        f"{place}: expected a path, a list of paths, a dict or nothing; found {shown(tree)}"
     )
 
 
@@ -381,7 +381,7 @@ def resolve_callback(name: str, place: str, callbacks: Mapping[str, Callback]) -
             f"{place}: the callback {name!r} can't be imported: {type(error).__name__}: {error}"
         ) from error
     if not callable(callback):
-        raise MappingError(f"{place}: expected a function; {name!r} is {_shown(callback)}")
+        raise MappingError(f"{place}: expected a function; {name!r} is {shown(callback)}")
     return cast("Callback", callback)
 
 
@@ -399,7 +399,8 @@ def _is_utf8(characters: str) -> bool:
     return True
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Show a part of a mapping in an error, not too long."""
     shown = repr(value)
     return shown if len(shown) <= 80 else f"{shown[:79]}…"
 

@@ -6,6 +6,7 @@ leave a doubt, the stricter reading is taken.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -62,6 +63,11 @@ def validate(call: Mapping[str, Any], size_bytes: int) -> Reject | None:
     for key in _OBJECTS:
         if key in call and not isinstance(call[key], dict):
             return not_an_object(call_type, key, call[key])
+    if "timestamp" in call and not is_iso8601(call["timestamp"]):
+        return Reject(
+            Reason.BAD_TIMESTAMP,
+            f"The timestamp of the {call_type} call is no ISO-8601 of a year from 1 to 9999.",
+        )
     characters = len(call.get("messageId", ""))
     if characters > MAX_MESSAGE_ID_CHARACTERS:
         return _invalid(
@@ -71,6 +77,17 @@ def validate(call: Mapping[str, Any], size_bytes: int) -> Reject | None:
     if size_bytes > MAX_CALL_BYTES:
         return too_large(call, size_bytes)
     return None
+
+
+def is_iso8601(value: object) -> bool:
+    """Say whether a value is a time in one of the forms that Segment takes."""
+    if not isinstance(value, str):
+        return False
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
 
 
 def not_text(call_type: str, key: str, value: object) -> Reject:

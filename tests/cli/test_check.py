@@ -71,6 +71,10 @@ def test_offline_prints_the_settings_in_effect(
     assert lines["flush.concurrency"] == ["8", "default"]
     assert lines["segment.write_key"][:2] == ["set,", "from"]
     assert "mapping: compiles" in out
+    assert (
+        "flush: a batch closes after 250ms; before that with 100 calls, with 475,000 bytes, or when 32,000,000 bytes"
+        " are held\n" in out
+    )
     assert KEY not in out
 
 

@@ -95,6 +95,36 @@ def test_what_is_not_forwarded_is_an_empty_array_and_no_mistake(tmp_path: Path) 
     assert result.exit_code == 1
 
 
+def test_a_group_map_lies_over_the_mapping_of_group_calls_in_place_and_shallow(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "streamer.toml"
+    config.write_text(
+        """
+        [transform.mapping.group]
+        traits = { plan = "attributes.plan" }
+        context = { locale = "endpoint.Demographic.Locale", ip = "attributes.ip" }
+        [[groups]]
+        field = "endpoint.Id"
+        integrations = { Slack = "attributes.ip" }
+        context.page.url = "attributes.ip"
+        userId = "attributes.plan"
+        [[groups]]
+        field = "endpoint.Id"
+        traits = {}
+        """
+    )
+    event = GOOD.replace(b'"ip":', b'"plan":"pro","ip":')
+    result = run("--config", str(config), stdin=event)
+    assert result.exit_code == 0, result.output
+    _, first, second, _ = json.loads(result.stdout)
+    assert (first["traits"], first["context"]) == ({"plan": "pro"}, {"page": {"url": "::1"}})
+    assert (first["integrations"], first["userId"]) == ({"Slack": "::1"}, "pro")
+    assert list(first)[-1] == "integrations"
+    assert "traits" not in second
+    assert second["context"] == {"ip": "::1"}
+
+
 def test_the_write_key_may_be_altis(tmp_path: Path) -> None:
     """The ids are those that `streamer run` sends with it."""
     altis = tmp_path / "composer.json"

@@ -31,7 +31,6 @@ from streamer.core.mapping import default_mapping
 from streamer.core.model import Filtered, FilterReason, Fixed, Formatted, Reason, Reject
 from streamer.core.transform import Transform
 from streamer.core.validate import validate
-from streamer.errors import MappingError
 
 RECORDED = (Path(__file__).parent.parent / "reference" / "php-8.2.txt").read_bytes().split(b"\n")
 RECORDED_GROUPS: list[dict[str, Any]] = [
@@ -134,9 +133,80 @@ def test_an_infinity_that_no_call_has_leaves_the_id_of_nothing() -> None:
     calls = AS_PHP.calls(b'{"a":1e999,"b":-1' + b"0" * 400 + b"}", -1)
     assert isinstance(calls, list)
     assert calls[0]["messageId"] == "d41d8cd98f00b204e9800998ecf8427e"
-    for broken in (b'{"a":1e999', b'{"a":[1e999,NaN]}', b'{"a":1e999,"b":"\n"}', b"[1e999," * 5000):
+    for broken in (
+        b'{"a":1e999',
+        b'{"a":[1e999,NaN]}',
+        b'{"a":1e999,"b":"\n"}',
+        b'{"a":1e999,"b":"\\ud800"}',
+        b'{"a":1e999,"\\udc00":1}',
+        b"[1e999," * 5000,
+    ):
         with pytest.raises(ValueError, match="infinity"):
             json_decode(broken)
+
+
+# --- PHP's functions ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "php"),
+    [
+        ("ucfirst", "straße", "Straße"),
+        ("ucfirst", "élan", "élan"),
+        ("ucfirst", "", ""),
+        ("strtolower", "ÄB", "Äb"),
+        ("strtoupper", "straße", "STRAßE"),
+        ("strtoupper", 1e-5, "1.0E-5"),
+        ("strtolower", 1e25, "1.0e+25"),
+        ("trim", " \t\x0b\0\xa0a\n", "\xa0a"),
+        ("strval", True, "1"),
+        ("strval", False, ""),
+        ("strval", 1.0, "1"),
+        ("strval", -0.0, "-0"),
+        ("strval", 1e13, "10000000000000"),
+        ("strval", 1e14, "1.0E+14"),
+        ("strval", 0.0001234, "0.0001234"),
+        ("strval", 0.30000000000000004, "0.3"),
+        ("strval", 123456789.12345679, "123456789.12346"),
+        ("strval", 2**63, "9.2233720368548E+18"),
+        ("strval", 123456789012345678, "123456789012345678"),
+        ("strval", float("inf"), "INF"),
+        ("strval", float("-inf"), "-INF"),
+        ("strval", ["a"], "Array"),
+        ("intval", "12px", 12),
+        ("intval", "0x1A", 0),
+        ("intval", "1e3x", 1000),
+        ("intval", "9999999999999999999", 2**63 - 1),
+        ("intval", -1.9, -1),
+        ("intval", 2**63 - 1, 2**63 - 1),
+        ("intval", 2**63, -(2**63)),
+        ("intval", 1e19, -8446744073709551616),
+        ("intval", -1e19, 8446744073709551616),
+        ("intval", 1e300, 0),
+        ("intval", float("inf"), 0),
+        ("intval", True, 1),
+        ("intval", [], 0),
+        ("intval", {"a": 0}, 1),
+        ("floatval", " 1.5e3abc", 1500.0),
+        ("floatval", True, 1.0),
+        ("floatval", [0], 1.0),
+        ("md5", 1e14, "7910797abe01f824e32a2ccdce74521c"),
+        ("md5", -0.0, "f35e6e6dab145b6a7bb05238e3494a6b"),
+        ("json_encode", {"a": [{}, 1.0]}, '{"a":[[],1]}'),
+    ],
+)
+def test_a_callback_gives_what_phps_function_of_that_name_gives(
+    name: str, value: Any, php: Any
+) -> None:
+    found = ALTIS.callbacks[name](value)
+    assert (found, type(found)) == (php, type(php))
+
+
+@pytest.mark.parametrize("name", ["ucfirst", "strtolower", "strtoupper", "trim", "md5"])
+@pytest.mark.parametrize("value", [[], {"a": 1}])
+def test_functions_for_text_raise_for_arrays_as_phps_do(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match="expected text or a number"):
+        ALTIS.callbacks[name](value)
 
 
 # --- PHP's time --------------------------------------------------------------------------------------------------
@@ -154,6 +224,8 @@ def test_an_infinity_that_no_call_has_leaves_the_id_of_nothing() -> None:
         (-1500, "1969-12-31T23:59:59+00:00"),
         (253402300800000, "10000-01-01T00:00:00+00:00"),
         (-62167219200001, "0000-01-01T00:00:00+00:00"),
+        (-62167219200000 - 86400000, "-001-12-31T00:00:00+00:00"),
+        (-80799482371920, "-591-07-26T19:20:29+00:00"),
         (-99999999999999, "-1199-02-15T14:13:21+00:00"),
         (2**63 - 1, "292278994-08-17T07:12:56+00:00"),
         (-(2**63), "-292275055-05-16T16:47:04+00:00"),
@@ -224,6 +296,7 @@ def test_a_text_has_characters_at_its_indexes() -> None:
 
 def test_merged_keys_that_are_digits_keep_their_names() -> None:
     assert merge({"5": ["a"], "0": []}, None, {"5": "b"}) == {"5": "b", "0": False}
+    assert merge({"0": ["a"]}, {"1": "b"}) == ["a", "b"], "the keys of a list"
 
 
 def test_a_list_that_meets_an_object_is_named_by_its_numbers() -> None:
@@ -295,6 +368,10 @@ def test_checked_calls_that_segment_would_throw_away_reject_the_record() -> None
         assert reject.reason == reason
 
 
-def test_one_group_call_for_each_element_is_not_what_php_makes() -> None:
-    with pytest.raises(MappingError, match=r"groups\[0\]\.each: the profile altis"):
-        Transform(write_key="", groups=[{"field": "a", "each": True}], profile="altis")
+def test_a_list_is_one_group_even_if_a_group_map_says_each() -> None:
+    """PHP knows no such thing, and a configuration that has it can still be compared with PHP."""
+    groups = [{"field": "a", "each": True}]
+    transform = Transform(write_key="", groups=groups, profile="altis", checked=False)
+    calls = transform.calls(b'{"a":["x","y"]}', -1)
+    assert isinstance(calls, list)
+    assert [call.get("groupId") for call in calls] == [None, ["x", "y"], None]

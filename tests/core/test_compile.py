@@ -11,8 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reference.interpreter import AltisInterpreter, Interpreter
-from reference.strategies import altis_events, group_maps, json_values, mappings, plain_events
-from streamer.core.altis import altis_mapping
+from reference.strategies import (
+    altis_events,
+    group_maps,
+    hostile_records,
+    json_values,
+    mappings,
+    plain_events,
+)
+from streamer.core.altis import ALTIS, altis_mapping
 from streamer.core.exclude import Exclusions
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
 from streamer.core.model import Filtered, FilterReason, Reason, Reject
@@ -33,6 +40,7 @@ SITE_CALLBACKS = {
     "emptied": lambda _: {},
 }
 CALLBACKS = {**BUILTIN_CALLBACKS, **SITE_CALLBACKS}
+PHP_CALLBACKS = {**ALTIS.callbacks, **SITE_CALLBACKS}
 
 
 def made(
@@ -61,11 +69,6 @@ def test_any_mapping_gives_what_the_interpreter_gives(
     interpreter = Interpreter("key", mapping, groups, CALLBACKS)
     compiled, interpreted = made(orjson.dumps(event), KAFKA_TIME_MS, transform, interpreter)
     assert compiled == interpreted
-
-
-def without_each(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Group maps as the profile altis takes them."""
-    return [{key: tree for key, tree in one.items() if key != "each"} for one in groups]
 
 
 def excluded(
@@ -116,7 +119,6 @@ def test_what_is_excluded_is_what_the_interpreter_leaves_out_for_the_profile_alt
     given_exclusions: tuple[Exclusions, dict[str, Any]],
 ) -> None:
     exclusions, same = given_exclusions
-    groups = without_each(groups)
     transform = Transform(
         write_key="",
         mapping=mapping,
@@ -126,7 +128,7 @@ def test_what_is_excluded_is_what_the_interpreter_leaves_out_for_the_profile_alt
         profile="altis",
         checked=False,
     )
-    interpreter = AltisInterpreter(mapping, groups, CALLBACKS, **same)
+    interpreter = AltisInterpreter(mapping, groups, PHP_CALLBACKS, **same)
     compiled, interpreted = made(orjson.dumps(event), KAFKA_TIME_MS, transform, interpreter)
     assert compiled == interpreted
 
@@ -138,14 +140,17 @@ def test_what_is_excluded_from_a_profiles_own_mapping_is_in_no_call(
     profile: str, event: dict[str, Any], given_exclusions: tuple[Exclusions, dict[str, Any]]
 ) -> None:
     exclusions, same = given_exclusions
-    groups = DEFAULT_GROUPS if profile == "default" else ALTIS_GROUPS
     transform = Transform(
-        write_key="key", groups=groups, exclusions=exclusions, profile=profile, checked=False
+        write_key="key",
+        groups=DEFAULT_GROUPS,
+        exclusions=exclusions,
+        profile=profile,
+        checked=False,
     )
     interpreter = (
-        Interpreter("key", default_mapping(), groups, BUILTIN_CALLBACKS, **same)
+        Interpreter("key", default_mapping(), DEFAULT_GROUPS, BUILTIN_CALLBACKS, **same)
         if profile == "default"
-        else AltisInterpreter(altis_mapping(), groups, BUILTIN_CALLBACKS, **same)
+        else AltisInterpreter(altis_mapping(), DEFAULT_GROUPS, ALTIS.callbacks, **same)
     )
     value = orjson.dumps(event)
     compiled, interpreted = made(value, KAFKA_TIME_MS, transform, interpreter)
@@ -159,9 +164,8 @@ def test_what_is_excluded_from_a_profiles_own_mapping_is_in_no_call(
             (call, "properties", exclusions.properties),
             (context, "page", exclusions.properties),
         ):
-            held = where.get(place)
-            assert not isinstance(held, dict) or not set(names) & set(held)
-            assert held != {}
+            found = where.get(place)  # of a group map in the profile altis anything at all
+            assert not (isinstance(found, dict) and (set(names) & set(found) or not found))
 
 
 def test_what_is_not_set_leaves_no_trace_in_the_code() -> None:
@@ -180,7 +184,6 @@ def test_what_is_not_set_leaves_no_trace_in_the_code() -> None:
 def test_any_mapping_gives_what_the_interpreter_gives_for_the_profile_altis(
     event: dict[str, Any], mapping: dict[str, Any], groups: list[dict[str, Any]]
 ) -> None:
-    groups = without_each(groups)
     transform = Transform(
         write_key="",
         mapping=mapping,
@@ -189,7 +192,7 @@ def test_any_mapping_gives_what_the_interpreter_gives_for_the_profile_altis(
         profile="altis",
         checked=False,
     )
-    interpreter = AltisInterpreter(mapping, groups, CALLBACKS)
+    interpreter = AltisInterpreter(mapping, groups, PHP_CALLBACKS)
     compiled, interpreted = made(orjson.dumps(event), KAFKA_TIME_MS, transform, interpreter)
     assert compiled == interpreted
 
@@ -213,17 +216,25 @@ def test_the_default_mapping_gives_what_the_interpreter_gives(
     assert compiled == interpreted
 
 
-ALTIS_GROUPS = without_each(DEFAULT_GROUPS)
-ALTIS = (
-    Transform(write_key="", groups=ALTIS_GROUPS, profile="altis", checked=False),
-    AltisInterpreter(altis_mapping(), ALTIS_GROUPS, BUILTIN_CALLBACKS),
+BY_PHP = (
+    Transform(write_key="", groups=DEFAULT_GROUPS, profile="altis", checked=False),
+    AltisInterpreter(altis_mapping(), DEFAULT_GROUPS, ALTIS.callbacks),
 )
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(hostile_records(boundless=False), st.sampled_from([DEFAULT, BY_PHP]))
+def test_hostile_records_give_what_the_interpreter_gives(
+    value: bytes, both: tuple[Transform, Interpreter | AltisInterpreter]
+) -> None:
+    compiled, interpreted = made(value, KAFKA_TIME_MS, *both)
+    assert compiled == interpreted
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(altis_events | json_values)
 def test_the_altis_mapping_gives_what_the_interpreter_gives(event: Any) -> None:
-    compiled, interpreted = made(b" %s\n" % orjson.dumps(event), KAFKA_TIME_MS, *ALTIS)
+    compiled, interpreted = made(b" %s\n" % orjson.dumps(event), KAFKA_TIME_MS, *BY_PHP)
     assert compiled == interpreted
 
 
@@ -431,7 +442,42 @@ def test_a_mapping_cannot_smuggle_code_into_the_source() -> None:
         ("page", {"type": ""}, "page.type"),
         ("identify", {"userId": "", "anonymousId": ""}, "identify: expected a path at userId"),
         ("track", {"event": ""}, "track.event"),
+        (
+            "track",
+            {"event": {"a": "b"}},
+            "track.event: expected the path of the event's name; found {'a'",
+        ),
+        (
+            "track",
+            {"event": "|static"},
+            "track.event: expected the path of the event's name; found '|s",
+        ),
+        (
+            "page",
+            {"userId": "|static", "anonymousId": {"a": "b"}},
+            "page: expected a path at userId",
+        ),
         ("group", {"context": 5}, "group.context"),
+        (
+            "track",
+            {"properties": "abc|static"},
+            "track.properties: expected what gives an object: a",
+        ),
+        (
+            "page",
+            {"context": "|static"},
+            "page.context: expected what gives an object: .*; found '|s",
+        ),
+        (
+            "identify",
+            {"traits": "endpoint.Attributes|json_encode"},
+            "identify.traits: expected what",
+        ),
+        (
+            "group",
+            {"integrations": "a|strtolower"},
+            "group.integrations: expected what gives an ob",
+        ),
     ],
 )
 def test_a_tree_that_can_make_no_call_is_an_error_at_the_start(
@@ -439,8 +485,30 @@ def test_a_tree_that_can_make_no_call_is_an_error_at_the_start(
 ) -> None:
     mapping = default_mapping()
     mapping[call_type].update(change)
-    with pytest.raises(MappingError, match=place):
-        Transform(write_key="", mapping=mapping)
+    for profile in ("default", "altis"):
+        with pytest.raises(MappingError, match=place.replace("|", r"\|")):
+            Transform(write_key="", mapping=mapping, profile=profile)
+
+
+def test_a_group_map_whose_traits_are_text_is_an_error_at_the_start() -> None:
+    with pytest.raises(MappingError, match=r"groups\[1\]\.traits: expected what gives an object"):
+        Transform(write_key="", groups=[{"field": "a"}, {"field": "a", "traits": "b|trim"}])
+
+
+def test_a_callback_of_ones_own_may_give_an_object_even_under_a_name_that_is_known() -> None:
+    mapping = default_mapping()
+    mapping["track"]["properties"] = "attributes|trim"
+    transform = Transform(
+        write_key="",
+        mapping=mapping,
+        callbacks={"trim": lambda _: {"a": 1}},
+        exclusions=Exclusions(properties=("b",)),
+    )
+    calls = transform.calls(
+        b'{"event_type":"e","event_timestamp":1,"endpoint":{"Id":"i"},"attributes":{"b":1}}', -1
+    )
+    assert isinstance(calls, list)
+    assert calls[-1]["properties"] == {"a": 1}
 
 
 def test_every_type_of_call_needs_a_tree() -> None:

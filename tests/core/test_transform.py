@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from hashlib import blake2b
 from typing import Any
 
@@ -11,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reference.strategies import altis_events, json_values
+from reference.strategies import altis_events, hostile_records, json_values
 from streamer.core.mapping import default_mapping
-from streamer.core.model import Contribution, Filtered, Formatted, Reason, Reject
+from streamer.core.model import Contribution, Filtered, FilterReason, Formatted, Reason, Reject
 from streamer.core.transform import Transform, keyed
 from streamer.core.validate import validate
+from streamer.mock_segment.rules import discard_reason
 
 KAFKA_TIME_MS = 1_650_000_000_123
 
@@ -306,6 +310,37 @@ def test_two_write_keys_never_share_an_id_of_one_mapping() -> None:
     assert len(ids) == 9 == len(set(ids))
 
 
+IDS_OF_OTHERS = """
+import sys
+from itertools import islice
+from streamer.core.transform import Transform
+from streamer.demo.events import generate
+for profile in ("default", "altis"):
+    groups = [{"field": "endpoint.Attributes.Company", "each": True, "traits": {"a": "metrics.day"}}]
+    transform = Transform(write_key="key", groups=groups, profile=profile)
+    for event in islice(generate(7), 200):
+        made = transform.format(event.value, 1)
+        for one in made.contributions:
+            print(one.render().hex())
+        print(made.main.hex())
+"""
+
+
+def test_the_same_record_has_the_same_calls_after_a_restart() -> None:
+    """In processes of other hash seeds, which order sets of text otherwise."""
+    of_runs = {
+        subprocess.run(
+            [sys.executable, "-c", IDS_OF_OTHERS],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(of_runs) == 1
+    assert len(of_runs.pop().split()) >= 800
+
+
 # --- timestamps --------------------------------------------------------------------------------------------------
 
 
@@ -511,11 +546,18 @@ def sent_of(formatted: Formatted) -> list[bytes]:
 
 
 def is_one_outcome(transform: Transform, value: bytes, timestamp_ms: int) -> None:
+    """Whatever a record is, each way out gives the same: calls that Segment keeps, or a reason of a closed set."""
     formatted = transform.format(value, timestamp_ms)
     calls = transform.calls(value, timestamp_ms)
     decoded = transform.decode(value)
     if not isinstance(formatted, Formatted) or not isinstance(calls, list):
         assert formatted == calls
+        if isinstance(formatted, Reject):
+            assert isinstance(formatted.reason, Reason)
+            assert len(formatted.detail.encode()) < 1000
+            assert "\n" not in formatted.detail
+        else:
+            assert formatted == Filtered(FilterReason.EMPTY)
         if isinstance(decoded, tuple):
             assert transform.make(*decoded, timestamp_ms, keyed("key")) == formatted
         else:
@@ -527,30 +569,77 @@ def is_one_outcome(transform: Transform, value: bytes, timestamp_ms: int) -> Non
     assert isinstance(made, Formatted)
     assert sent_of(made) == sent
     assert [json.loads(one) for one in sent] == calls
-    assert len({call["messageId"] for call in calls}) == len(calls)
     for call, one in zip(calls, sent, strict=True):
         assert validate(call, len(one)) is None
+        assert discard_reason(call) is None
+        assert len(one) <= 32_000
 
 
-EVERYTHING = Transform(
-    write_key="key",
-    groups=[
-        {"field": "endpoint.Attributes.Company", "each": True, "traits": "endpoint.Metrics"},
-        {"field": "attributes.title", "traits": ["attributes"]},
-    ],
-)
+def ids_differ(transform: Transform, value: bytes) -> None:
+    calls = transform.calls(value, KAFKA_TIME_MS)
+    if isinstance(calls, list):
+        assert len({call["messageId"] for call in calls}) == len(calls)
+
+
+GROUPS: list[dict[str, Any]] = [
+    {"field": "endpoint.Attributes.Company", "each": True, "traits": "endpoint.Metrics"},
+    {"field": "attributes.title", "traits": ["attributes"]},
+]
+EVERYTHING = Transform(write_key="key", groups=GROUPS)
+PHP_GROUPS = [{"field": "endpoint.Attributes.Company.0", "traits": "endpoint.Metrics"}, GROUPS[1]]
+PHP = Transform(write_key="key", groups=PHP_GROUPS, profile="altis")
+UNCHECKED = Transform(write_key="key", groups=PHP_GROUPS, profile="altis", checked=False)
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(altis_events | json_values, st.integers(-(2**70), 2**70))
 def test_both_ways_out_give_the_same_calls_and_each_is_valid(event: Any, timestamp_ms: int) -> None:
     is_one_outcome(EVERYTHING, orjson.dumps(event), timestamp_ms)
+    ids_differ(EVERYTHING, orjson.dumps(event))
+
+
+@settings(deadline=None, max_examples=600, suppress_health_check=[HealthCheck.too_slow])
+@given(hostile_records())
+def test_hostile_records_become_calls_that_segment_keeps_or_dead_letters(value: bytes) -> None:
+    is_one_outcome(EVERYTHING, value, KAFKA_TIME_MS)
+    ids_differ(EVERYTHING, value)
+
+
+@settings(deadline=None, max_examples=600, suppress_health_check=[HealthCheck.too_slow])
+@given(hostile_records())
+def test_hostile_records_do_no_harm_in_the_profile_altis(value: bytes) -> None:
+    is_one_outcome(PHP, value, KAFKA_TIME_MS)
+    unchecked = UNCHECKED.calls(value, KAFKA_TIME_MS)
+    assert isinstance(unchecked, list | Reject | Filtered)
+    if isinstance(unchecked, list):
+        assert [call["type"] for call in unchecked][0::-1] == ["identify"]
+        assert unchecked[-1]["type"] in {"page", "track"}
+
+
+@pytest.mark.parametrize("transform", [EVERYTHING, PHP, UNCHECKED])
+@pytest.mark.parametrize("size", [31_000, 32_000, 10_000_000])
+@pytest.mark.parametrize(
+    "place",
+    ["event_type", "event_timestamp", "attributes.title", "endpoint.Id", "endpoint.Attributes.x"],
+)
+def test_text_of_any_length_is_no_harm(transform: Transform, size: int, place: str) -> None:
+    event = json.loads(changed(event_type="e"))
+    *parents, last = place.split(".")
+    parent = event
+    for key in parents:
+        parent = parent[key]
+    parent[last] = "x" * size
+    result = transform.format(orjson.dumps(event), KAFKA_TIME_MS)
+    if isinstance(result, Reject):
+        assert result.reason in {Reason.CALL_TOO_LARGE, Reason.BAD_TIMESTAMP}
+        assert len(result.detail) < 300
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode), st.integers(-1, 2**43))
 def test_no_bytes_raise_anything(value: bytes, timestamp_ms: int) -> None:
     is_one_outcome(EVERYTHING, value, timestamp_ms)
+    is_one_outcome(PHP, value, timestamp_ms)
 
 
 @settings(deadline=None, max_examples=200)
@@ -565,6 +654,7 @@ def test_no_damage_to_a_record_raises_anything(data: st.DataObject) -> None:
             )
         )
     is_one_outcome(EVERYTHING, bytes(value), KAFKA_TIME_MS)
+    is_one_outcome(PHP, bytes(value), KAFKA_TIME_MS)
 
 
 def test_numbers_beyond_64_bits_become_floats_and_equal_keys_the_last() -> None:

@@ -84,6 +84,14 @@ def test_a_call_of_nobody_has_no_identity() -> None:
     assert reason_of({"type": "track", "event": "e"}) is Reason.NO_IDENTITY
 
 
+@pytest.mark.parametrize(
+    "timestamp", ["now", "", 5, None, "10000-01-01T00:00:00+00:00", "-591-01-01"]
+)
+def test_a_time_is_text_in_iso_8601(timestamp: object) -> None:
+    assert reason_of({**GOOD["track"], "timestamp": "2022-02-01T00:05:11+00:00"}) is None
+    assert reason_of({**GOOD["track"], "timestamp": timestamp}) is Reason.BAD_TIMESTAMP
+
+
 @pytest.mark.parametrize("key", ["name", "category"])
 def test_a_name_is_text_in_a_call_of_any_type(key: str) -> None:
     assert reason_of({**GOOD["track"], key: "x"}) is None

@@ -19,6 +19,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from segment.analytics.client import Client
 
+from reference.strategies import hostile_records
+from streamer.core.transform import Transform
 from streamer.mock_segment import Discard, MockSegment
 from streamer.mock_segment.rules import TYPES, discard_reason
 
@@ -183,6 +185,25 @@ def test_segments_own_validator_agrees_on_what_is_valid(
             assert reason in _known_difference(call), (call, reason)
         else:
             assert (reason is None) == (complaint is None), (call, reason, complaint)
+
+
+def test_segments_own_validator_takes_every_call_that_streamer_makes(node_modules: Path) -> None:
+    """Of records as hostile as Hypothesis can make them, in one run of node."""
+    transform = Transform(
+        write_key="key", groups=[{"field": "endpoint.Attributes.Company", "each": True}]
+    )
+    calls: list[dict[str, Any]] = []
+
+    @settings(deadline=None, max_examples=400, phases=[Phase.generate])
+    @given(hostile_records())
+    def make(value: bytes) -> None:
+        made = transform.calls(value, 1_650_000_000_123)
+        if isinstance(made, list):
+            calls.extend(made)
+
+    make()
+    assert len(calls) > 200
+    assert ask_node(node_modules, calls) == [None] * len(calls)
 
 
 def test_the_generated_calls_reach_agreement_on_every_verdict(node_modules: Path) -> None:

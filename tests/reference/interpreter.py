@@ -104,7 +104,7 @@ def php_time(value: Any) -> str:
     day -= (153 * march + 2) // 5
     month = (march + 2) % 12 + 1
     year += 400 * era + (month <= 2)
-    shown = f"-{-year:04d}" if year < 0 else f"{year:04d}"
+    shown = str(year).zfill(4)
     clock = f"{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}"
     return f"{shown}-{month:02d}-{day + 1:02d}T{clock}+00:00"
 
@@ -222,7 +222,6 @@ def php_merge(tree: Sequence[Any], event: Any, callbacks: Callbacks, drops: Drop
     """`array_merge`, but that objects keep their keys."""
     merged: dict[str, Any] = {}
     next_number = 0
-    is_list = True
     inside = {key: below for key, below in drops.items() if below}
     for part in tree:
         value = evaluate(part, event, callbacks, inside if isinstance(part, dict) else {}, php=True)
@@ -230,13 +229,11 @@ def php_merge(tree: Sequence[Any], event: Any, callbacks: Callbacks, drops: Drop
             for element in value:
                 while str(next_number) in merged:
                     next_number += 1
-                merged[str(next_number)] = php_array(current(element))
-        elif isinstance(value, dict) and value:
-            is_list = False
+                merged[str(next_number)] = current(element)
+        elif isinstance(value, dict):
             for key, element in value.items():
-                flat = element if isinstance(part, dict) else php_array(current(element))
-                merged[key] = flat
-    return list(merged.values()) if is_list else merged
+                merged[key] = element if isinstance(part, dict) else current(element)
+    return php_array(merged)
 
 
 def merge(tree: Sequence[Any], event: Any, callbacks: Callbacks, drops: Drops) -> Any:
@@ -369,7 +366,9 @@ class AltisInterpreter(Excluding):
                 return reason
             for group_map in self.groups:
                 laid = {
-                    "groupId" if key == "field" else key: tree for key, tree in group_map.items()
+                    "groupId" if key == "field" else key: tree
+                    for key, tree in group_map.items()
+                    if key != "each"
                 }
                 group_id = evaluate(group_map["field"], event, self.callbacks, php=True)
                 if not is_nothing(group_id) and group_id not in (False, 0, "", "0"):
