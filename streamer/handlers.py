@@ -201,8 +201,7 @@ class Filters:
     """
 
     def __init__(self, hooks: Hooks, timeout_seconds: float, observer: Observer) -> None:
-        self._write_key = hooks.handlers(API_WRITE_KEY)
-        self._formatted_data = hooks.handlers(FORMATTED_DATA)
+        self._hooks = hooks
         self._timeout_seconds = timeout_seconds
         self._log = _Log(observer)
         self._worker = Worker("filters")
@@ -210,12 +209,12 @@ class Filters:
     @property
     def choose_write_keys(self) -> bool:
         """Whether a handler says which write key an event has."""
-        return bool(self._write_key)
+        return bool(self._hooks.handlers(API_WRITE_KEY))
 
     @property
     def see_calls(self) -> bool:
         """Whether a handler is given the calls."""
-        return bool(self._formatted_data)
+        return bool(self._hooks.handlers(FORMATTED_DATA))
 
     def close(self) -> None:
         """Let the thread end."""
@@ -234,7 +233,7 @@ class Filters:
             for each event what the handlers made of its key, or why they couldn't.
         """
         found: list[Any] = list(keys)
-        for handler in self._write_key:
+        for handler in self._hooks.handlers(API_WRITE_KEY):
             places = [i for i, key in enumerate(found) if not isinstance(key, Failure)]
             try:
                 async with asyncio.timeout(self._timeout_seconds):
@@ -284,7 +283,7 @@ class Filters:
             what the handlers made of it, of the same length; or why they couldn't.
         """
         changed: Any = data
-        for handler in self._formatted_data:
+        for handler in self._hooks.handlers(FORMATTED_DATA):
             try:
                 async with asyncio.timeout(self._timeout_seconds):
                     changed = await self._called(handler, changed)
