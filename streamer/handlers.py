@@ -27,7 +27,7 @@ from streamer.errors import PluginError
 from streamer.hooks import API_WRITE_KEY, FORMATTED_DATA
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from streamer.hooks import Call, Event, Handler, Hooks
 
@@ -247,7 +247,8 @@ class Filters:
             for place in places:
                 key = found[place]
                 if isinstance(key, Exception):
-                    found[place] = self._raised(API_WRITE_KEY, handler, key)
+                    secrets = {*keys, *(one for one in found if isinstance(one, str))}
+                    found[place] = self._raised(API_WRITE_KEY, handler, key, secrets)
                 elif key is not None and not isinstance(key, str | Failure):
                     detail = f"{handler_name(handler)} gave {type(key).__name__}; expected a write key as text, or none"
                     self._log.failed(API_WRITE_KEY, "wrong", detail=detail)
@@ -316,8 +317,12 @@ class Filters:
         self._log.failed(hook, "timeout", handler=handler_name(handler), why=why)
         return Failure(f"{hook}: {handler_name(handler)} was given up: {why}.")
 
-    def _raised(self, hook: str, handler: Handler, error: Exception) -> Failure:
+    def _raised(
+        self, hook: str, handler: Handler, error: Exception, secrets: Iterable[str] = ()
+    ) -> Failure:
         text = traceback_of(error)
+        for secret in filter(None, secrets):  # handlers are given write keys, and may say them
+            text = text.replace(secret, "[write key]")
         self._log.failed(hook, "raised", handler=handler_name(handler), traceback=text)
         return Failure(f"{hook}: {handler_name(handler)} raised: {text}")
 
