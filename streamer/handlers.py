@@ -27,7 +27,7 @@ from streamer.errors import PluginError
 from streamer.hooks import API_WRITE_KEY, FORMATTED_DATA
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from streamer.hooks import Call, Event, Handler, Hooks
 
@@ -201,8 +201,7 @@ class Filters:
     """
 
     def __init__(self, hooks: Hooks, timeout_seconds: float, observer: Observer) -> None:
-        self._write_key = hooks.handlers(API_WRITE_KEY)
-        self._formatted_data = hooks.handlers(FORMATTED_DATA)
+        self._hooks = hooks
         self._timeout_seconds = timeout_seconds
         self._log = _Log(observer)
         self._worker = Worker("filters")
@@ -210,12 +209,12 @@ class Filters:
     @property
     def choose_write_keys(self) -> bool:
         """Whether a handler says which write key an event has."""
-        return bool(self._write_key)
+        return bool(self._hooks.handlers(API_WRITE_KEY))
 
     @property
     def see_calls(self) -> bool:
         """Whether a handler is given the calls."""
-        return bool(self._formatted_data)
+        return bool(self._hooks.handlers(FORMATTED_DATA))
 
     def close(self) -> None:
         """Let the thread end."""
@@ -234,7 +233,7 @@ class Filters:
             for each event what the handlers made of its key, or why they couldn't.
         """
         found: list[Any] = list(keys)
-        for handler in self._write_key:
+        for handler in self._hooks.handlers(API_WRITE_KEY):
             places = [i for i, key in enumerate(found) if not isinstance(key, Failure)]
             try:
                 async with asyncio.timeout(self._timeout_seconds):
@@ -248,7 +247,8 @@ class Filters:
             for place in places:
                 key = found[place]
                 if isinstance(key, Exception):
-                    found[place] = self._raised(API_WRITE_KEY, handler, key)
+                    secrets = {*keys, *(one for one in found if isinstance(one, str))}
+                    found[place] = self._raised(API_WRITE_KEY, handler, key, secrets)
                 elif key is not None and not isinstance(key, str | Failure):
                     detail = f"{handler_name(handler)} gave {type(key).__name__}; expected a write key as text, or none"
                     self._log.failed(API_WRITE_KEY, "wrong", detail=detail)
@@ -284,7 +284,7 @@ class Filters:
             what the handlers made of it, of the same length; or why they couldn't.
         """
         changed: Any = data
-        for handler in self._formatted_data:
+        for handler in self._hooks.handlers(FORMATTED_DATA):
             try:
                 async with asyncio.timeout(self._timeout_seconds):
                     changed = await self._called(handler, changed)
@@ -317,8 +317,12 @@ class Filters:
         self._log.failed(hook, "timeout", handler=handler_name(handler), why=why)
         return Failure(f"{hook}: {handler_name(handler)} was given up: {why}.")
 
-    def _raised(self, hook: str, handler: Handler, error: Exception) -> Failure:
+    def _raised(
+        self, hook: str, handler: Handler, error: Exception, secrets: Iterable[str] = ()
+    ) -> Failure:
         text = traceback_of(error)
+        for secret in filter(None, secrets):  # handlers are given write keys, and may say them
+            text = text.replace(secret, "[write key]")
         self._log.failed(hook, "raised", handler=handler_name(handler), traceback=text)
         return Failure(f"{hook}: {handler_name(handler)} raised: {text}")
 

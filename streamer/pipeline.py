@@ -89,6 +89,8 @@ _TOO_MANY_WRITE_KEYS = Reject(
     Reason.TOO_MANY_WRITE_KEYS,
     f"The event's write key is none of the {MAX_LANES} that this process has calls for, and there may not be more.",
 )
+_ACTIONS_TIMEOUT = 5.0
+"""Seconds that a stop waits for actions, at most: Kafka and Segment have all by then."""
 _DRAIN_SHARE = 0.8
 """How much of `shutdown_timeout` may pass before the offsets are committed and the group is left."""
 
@@ -404,12 +406,12 @@ class Pipeline:
             for partition, together in records
         ]
         done = _SLICE_BYTES  # fetching and noting were a stretch of their own
-        short = not self._formatter.needed and not self._actions.wanted(AFTER_SEND)
+        needed = self._formatter.needed or self._actions.wanted(AFTER_SEND) or not self._write_key
         for (chunk, size), together in chunks:
-            if short:
-                done = await self._process(generation, chunk, together, done)
-            else:
+            if needed:
                 await self._process_with_site_code(generation, chunk, together)
+            else:
+                done = await self._process(generation, chunk, together, done)
             if generation.ended:
                 return
             chunk.let_go()
@@ -639,7 +641,9 @@ class Pipeline:
         """Tell site code that nothing of a batch is left to send, if it wants to know."""
         if not self._actions.wanted(AFTER_SEND):
             return
-        response = self._responses.pop(batch)
+        response = self._responses.pop(batch, None)
+        if response is None:  # its last answer came before the handler
+            return
         calls = batch.calls
         events = [
             made
@@ -704,7 +708,7 @@ class Pipeline:
             log.warning("not everything could be committed in time; it is read again")
             source.cancel()
         left = now + timeout - asyncio.get_running_loop().time()
-        await self._actions.drain(max(left, 0.0))
+        await self._actions.drain(min(max(left, 0.0), _ACTIONS_TIMEOUT))
         self._formatter.close()
 
 

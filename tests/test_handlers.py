@@ -89,7 +89,9 @@ def test_a_key_handler_that_raises_fails_that_event_alone() -> None:
 
     @hooks.filter("altis.analytics.segment.api_write_key")
     def lookup(key: str, event: dict[str, Any]) -> str:
-        return {"a": key}[event["site"]]
+        if event["site"] == "b":
+            raise KeyError(key)
+        return key
 
     @hooks.filter("altis.analytics.segment.api_write_key", priority=20)
     async def wrong(key: str, event: dict[str, Any]) -> Any:
@@ -102,16 +104,17 @@ def test_a_key_handler_that_raises_fails_that_event_alone() -> None:
             {"site": "b"},
             {"site": "a", "wrong": True},
         ]
-        found = await made.write_keys(["k"] * 3, events)
+        found = await made.write_keys(["the-secret"] * 3, events)
         made.close()
         return found, notes
 
     with capture_logs() as logs:
         (good, raised, wrong_), notes = asyncio.run(main())
-    assert good == "k"
+    assert good == "the-secret"
     assert isinstance(raised, Failure)
-    assert "KeyError: 'b'" in raised.detail
-    assert 'return {"a": key}[event["site"]]' in raised.detail, "the traceback"
+    assert "KeyError: '[write key]'" in raised.detail
+    assert "raise KeyError(key)" in raised.detail, "the traceback"
+    assert "the-secret" not in str(logs)
     assert isinstance(wrong_, Failure)
     assert "gave int; expected a write key as text" in wrong_.detail
     assert notes.failures == {(API_WRITE_KEY, "raised"): 1, (API_WRITE_KEY, "wrong"): 1}
