@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
-import orjson
 import typer
 
 from streamer.cli import AltisOption
@@ -96,14 +95,16 @@ def _transform(lines: Iterable[bytes], compiled: Transform) -> int:
     output: BinaryIO = typer.get_binary_stream("stdout")
     rejected = 0
     for number, line in enumerate(lines, start=1):
-        calls = compiled.calls(line, _NO_TIMESTAMP)
-        if isinstance(calls, Reject):
+        made = compiled.format(line, _NO_TIMESTAMP)
+        if isinstance(made, Reject):
             rejected += 1
             output.flush()  # so that the two streams stay in step on a terminal
-            typer.echo(f"line {number}: {calls.reason}: {calls.detail}", err=True)
-        elif not isinstance(calls, Filtered):
-            output.write(orjson.dumps(calls, option=orjson.OPT_APPEND_NEWLINE))
-        elif calls.reason is not FilterReason.EMPTY:
+            typer.echo(f"line {number}: {made.reason}: {made.detail}", err=True)
+        elif not isinstance(made, Filtered):
+            # As they are sent: a call may be so deep that one more level is too many to serialise.
+            calls = b",".join([*(one.render() for one in made.contributions), made.main])
+            output.write(b"[%b]\n" % calls)
+        elif made.reason is not FilterReason.EMPTY:
             output.write(b"[]\n")
     output.flush()
     return rejected
