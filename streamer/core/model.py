@@ -200,7 +200,7 @@ class Formatted(NamedTuple):
     main: bytes
 
     def as_json(self) -> bytes:
-        """Give the calls in order as one JSON list, each as it is sent: a dict of the deepest one can't be serialised."""
+        """Give the calls in order as one JSON list, as they are sent: the deepest in a list is too deep to dump."""
         return b"[%b]" % b",".join([*(one.render() for one in self.contributions), self.main])
 
     def calls(self) -> list[dict[str, Any]]:
