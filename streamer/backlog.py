@@ -83,10 +83,12 @@ class Calls:
     Attributes:
         format: makes the calls of a record's value and Kafka's timestamp.
         lane: makes a lane that merges and fills batches.
+        note: what else has a say in how many there are, a sentence; empty for nothing.
     """
 
     format: Callable[[bytes | None, int], Formatted | Reject | Filtered]
     lane: Callable[[Ledger, Share], Lane]
+    note: str = ""
 
 
 @dataclass(slots=True)

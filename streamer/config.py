@@ -532,6 +532,13 @@ class KafkaSettings(_Section):
         return context
 
 
+def _is_plain_path(value: object) -> str:
+    path = _is_text(value)
+    if "|" in path or not all(path.split(".")):
+        raise ValueError('must be a plain path, such as "attributes.blogId", without a callback')
+    return path
+
+
 class SitesSettings(_Section):
     """`[segment.sites]`: another write key for each site of a network.
 
@@ -541,7 +548,7 @@ class SitesSettings(_Section):
             site that isn't listed has `segment.write_key`.
     """
 
-    field: Text = "attributes.blogId"
+    field: Annotated[str, BeforeValidator(_is_plain_path)] = "attributes.blogId"
     write_keys: Annotated[dict[str, SecretStr], BeforeValidator(_is_write_keys)] = {}
 
 
@@ -749,6 +756,7 @@ class Config(_Section):
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
     _file: str | None = PrivateAttr(default=None)
     _altis: str | None = PrivateAttr(default=None)
+    _altis_environments: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def origins(self) -> dict[str, str]:
@@ -764,6 +772,18 @@ class Config(_Section):
     def altis(self) -> str | None:
         """The composer.json that was read, as it was named."""
         return self._altis
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how the settings were read."""
+        if not self._altis_environments:
+            return []
+        names = ", ".join(self._altis_environments)
+        note = (
+            f"{self._altis}: what extra.altis.environments ({names}) says of the Segment integration isn't read; say it"
+            " in the TOML, or by environment variables"
+        )
+        return [note]
 
     @property
     def files(self) -> list[str]:
@@ -863,8 +883,9 @@ def load_config(
     merged: dict[str, Any] = {}
     origins: dict[tuple[str, ...], str] = {}
     problems: list[str] = []
+    environments: tuple[str, ...] = ()
     if altis is not None:
-        found, problems = _from_altis(altis)
+        found, problems, environments = _from_altis(altis)
         _lay(merged, {"segment": found}, str(altis), origins)
     if path is not None:
         _lay(merged, _read(path), str(path), origins)
@@ -886,6 +907,7 @@ def load_config(
     config._origins.update({key: _origin(tuple(key.split(".")), origins) for key in SETTINGS})  # noqa: SLF001 - ours
     config._file = None if path is None else str(path)  # noqa: SLF001 - the same
     config._altis = None if altis is None else str(altis)  # noqa: SLF001 - the same
+    config._altis_environments = environments  # noqa: SLF001 - the same
     return config
 
 
@@ -987,8 +1009,8 @@ def _read(path: Path) -> dict[str, Any]:
     raise ConfigError(f"{path}, line {line}: not valid TOML: {what}")
 
 
-def _from_altis(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What Altis's composer.json says of `[segment]`, and what is wrong there.
+def _from_altis(path: Path) -> tuple[dict[str, Any], list[str], tuple[str, ...]]:
+    """What Altis's composer.json says of `[segment]`, what is wrong there, and which environments say something else.
 
     Read is `ALTIS_KEY` alone: an object with `enabled` and `api_key`, or true or false in its place. What is missing,
     null or, as PHP writes an object without keys, an empty list says nothing; all else is Altis's own.
@@ -1005,15 +1027,19 @@ def _from_altis(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise ConfigError(f"{path}{mistake}")
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: must be a JSON object, as Composer has it")
-    value: Any = document
-    for part in ALTIS_KEY.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+    value = _within_json(document, ALTIS_KEY)
+    of_each = _within_json(document, "extra.altis.environments")
+    environments = tuple(
+        name
+        for name, one in (of_each.items() if isinstance(of_each, dict) else ())
+        if _within_json(one, ALTIS_KEY.removeprefix("extra.altis.")) is not None
+    )
     if value is None or value == []:
-        return {}, []
+        return {}, [], environments
     if isinstance(value, bool):
-        return {"enabled": value}, []
+        return {"enabled": value}, [], environments
     if not isinstance(value, dict):
-        return {}, [f"{path}: {ALTIS_KEY}: must be an object, or true or false"]
+        return {}, [f"{path}: {ALTIS_KEY}: must be an object, or true or false"], environments
     found: dict[str, Any] = {}
     problems = []
     enabled, key = value.get("enabled"), value.get("api_key")
@@ -1026,7 +1052,13 @@ def _from_altis(path: Path) -> tuple[dict[str, Any], list[str]]:
             found["write_key"] = _is_write_key(key)
         except ValueError as error:
             problems.append(f"{path}: {ALTIS_KEY}.api_key: {error}")
-    return found, problems
+    return found, problems, environments
+
+
+def _within_json(value: Any, path: str) -> Any:  # noqa: ANN401 - any JSON value
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _from_environment(environ: Mapping[str, str]) -> tuple[list[tuple[str, str, str]], list[str]]:

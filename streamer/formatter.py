@@ -198,7 +198,7 @@ def _portions(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
             start, size = number, 0
 
 
-def _checked_key(key: str | Failure | None) -> str | Reject | Filtered:
+def _checked_key(key: str | Failure) -> str | Reject | Filtered:
     if isinstance(key, Failure):
         return Reject(Reason.HOOK_FAILED, key.detail)
     if not key:

@@ -219,9 +219,7 @@ class Filters:
         """Let the thread end."""
         self._worker.close()
 
-    async def write_keys(
-        self, keys: Sequence[str], events: Sequence[Event]
-    ) -> list[str | Failure | None]:
+    async def write_keys(self, keys: Sequence[str], events: Sequence[Event]) -> list[str | Failure]:
         """Ask for the write keys of a chunk's events.
 
         Args:
@@ -247,8 +245,12 @@ class Filters:
                 if isinstance(key, Exception):
                     secrets = {*keys, *(one for one in found if isinstance(one, str))}
                     found[place] = self._raised(API_WRITE_KEY, handler, key, secrets)
-                elif key is not None and not isinstance(key, str | Failure):
-                    detail = f"{handler_name(handler)} gave {type(key).__name__}; expected a write key as text, or none"
+                elif not isinstance(key, str | Failure):
+                    gave = "nothing" if key is None else type(key).__name__
+                    detail = (
+                        f"{handler_name(handler)} gave {gave}; expected the write key as text, or an empty one to"
+                        " keep the event back"
+                    )
                     self._log.failed(API_WRITE_KEY, "wrong", detail=detail)
                     found[place] = Failure(f"{API_WRITE_KEY}: {detail}.")
         return found

@@ -94,7 +94,7 @@ Handler: TypeAlias = Callable[..., Any]
 _T = TypeVar("_T")
 _MaybeAwaitable: TypeAlias = _T | Awaitable[_T]
 
-_ApiWriteKey = TypeVar("_ApiWriteKey", bound=Callable[[str, Event], _MaybeAwaitable[str | None]])
+_ApiWriteKey = TypeVar("_ApiWriteKey", bound=Callable[[str, Event], _MaybeAwaitable[str]])
 _Mapping = TypeVar("_Mapping", bound=Callable[[MappingTree, str], _MaybeAwaitable[MappingTree]])
 _Groups = TypeVar("_Groups", bound=Callable[[list[GroupMap]], _MaybeAwaitable[list[GroupMap]]])
 _FormattedData = TypeVar(
@@ -267,7 +267,9 @@ class Hooks:
             )
         if traits is not None:
             raise TypeError("the traits of a whole group map stand in it, under 'traits'")
-        _check_field(map_or_field.get("field", map_or_field.get("groupId")))
+        _check_field(
+            map_or_field.get("field", map_or_field.get("groupId")), f" in {dict(map_or_field)}"
+        )
         self._groups.append(copy.deepcopy(dict(map_or_field)))
 
     def register_callback(self, name: str, callback: Callable[[Any], Any]) -> None:
@@ -312,6 +314,11 @@ class Hooks:
     def _adder(
         self, kind: str, hooks: Mapping[str, Sequence[str]], name: str, priority: int
     ) -> Callable[[Handler], Handler]:
+        if not isinstance(name, str):
+            example = next(iter(hooks))
+            raise TypeError(f'hooks.{kind} takes the name of a hook: @hooks.{kind}("{example}")')
+        if not isinstance(priority, int):
+            raise TypeError(f"{name}: a priority is a whole number; found {priority!r}")
         known = _known(kind, hooks, name)
 
         def add(handler: Handler) -> Handler:
@@ -342,10 +349,11 @@ def _known(kind: str, hooks: Mapping[str, Sequence[str]], name: str) -> str:
     raise ValueError(f"there is no {kind} {name!r}; {expected}")
 
 
-def _check_field(field: object) -> None:
+def _check_field(field: object, where: str = "") -> None:
     if not isinstance(field, str) or not field:
         raise TypeError(
-            f"the field of a group is a path as text, such as 'endpoint.Attributes.Company.0'; found {field!r}"
+            "the field (or groupId) of a group is a path as text, such as 'endpoint.Attributes.Company.0'; found"
+            f" {field!r}{where}"
         )
 
 
@@ -360,7 +368,8 @@ def _check_signature(name: str, arguments: Sequence[str], handler: Handler) -> N
         signature.bind(*arguments)
     except TypeError as error:
         raise TypeError(
-            f"{name}: a handler is called with ({', '.join(arguments)}), which {handler!r} doesn't take: {error}"
+            f"{name}: a handler is called with ({', '.join(arguments)}), but"
+            f" {getattr(handler, '__name__', handler)} takes {signature}: {error}"
         ) from None
 
 

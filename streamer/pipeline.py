@@ -42,11 +42,13 @@ from streamer.core.sites import Sites
 from streamer.core.transform import PROFILES, Transform
 from streamer.dead_letter import DeadLetters, FileSink, KafkaSink
 from streamer.delivery import Delivery, states
+from streamer.errors import MappingError
 from streamer.formatter import Formatter, Value
-from streamer.handlers import Actions, Filters, at_start
+from streamer.handlers import Actions, Filters, at_start, handler_name
 from streamer.hooks import (
     AFTER_SEND,
     API_WRITE_KEY,
+    FORMATTED_DATA,
     GROUPS,
     MAPPING,
     REQUEST_FAILURE,
@@ -110,6 +112,17 @@ def make_transform(
         MappingError: the mapping or a group map breaks the grammar.
         PluginError: a filter of the mapping or of the groups fails.
     """
+    try:
+        return _compiled(config, write_key, hooks, checked=checked)
+    except MappingError as error:
+        handlers = [one for name in (MAPPING, GROUPS) for one in hooks.handlers(name)]
+        if not handlers and not hooks.groups:
+            raise
+        who = ", ".join(map(handler_name, handlers)) or "the group maps that it registered"
+        raise MappingError(f"{error}\nThat is as site code left it: {who}") from None
+
+
+def _compiled(config: Config, write_key: str, hooks: Hooks, *, checked: bool) -> Transform:
     settings = config.transform
     groups = [group.model_dump(exclude_unset=True) for group in config.groups]
     return Transform(
@@ -179,15 +192,21 @@ def make_lane(config: Config, write_key: str, ledger: Ledger, share: Share) -> L
     )
 
 
-def make_calls(config: Config, write_key: str, transform: Transform) -> Calls:
+def make_calls(
+    config: Config, write_key: str, transform: Transform, hooks: Hooks = registered
+) -> Calls:
     """Say how records become billed calls, for who only wants to count them.
 
     Args:
         config: all settings.
         write_key: Segment's.
         transform: what `make_transform` gave.
+        hooks: what site code has registered.
     """
-    return Calls(transform.format, partial(make_lane, config, write_key))
+    others = ["segment.sites"] if config.segment.sites.write_keys else []
+    others += [name for name in (API_WRITE_KEY, FORMATTED_DATA) if hooks.handlers(name)]
+    note = f"not counted in: what {', '.join(others)} may leave out or add" if others else ""
+    return Calls(transform.format, partial(make_lane, config, write_key), note)
 
 
 @dataclass(slots=True)
@@ -240,7 +259,7 @@ class Pipeline:
         self._write_key = require_write_key(config, elsewhere=bool(hooks.handlers(API_WRITE_KEY)))
         transform = make_transform(config, self._write_key, hooks)
         self._format = transform.format
-        self._calls = make_calls(config, self._write_key, transform)
+        self._calls = make_calls(config, self._write_key, transform, hooks)
         self._budget = Budget(config.flush.memory_budget)
         self._generation: Generation | None = None
         self._room = asyncio.Event()
@@ -679,6 +698,8 @@ class Pipeline:
                     " kafka.group_id"
                 )
             calls = backlog.calls
+            if calls is not None and self._calls.note:
+                facts["note"] = self._calls.note
             log.log(
                 logging.WARNING if calls is not None and calls >= MANY_CALLS else logging.INFO,
                 "a first start",

@@ -349,6 +349,8 @@ def test_a_pattern_takes_the_place_of_topics() -> None:
         ("segment.endpoint", "https://host:99999/v1", "whole URL"),
         ("segment.endpoint", "https://host/v1#top", "whole URL"),
         ("segment.timeout", "11m", "from 100ms to 10m"),
+        ("segment.sites.field", "attributes.blogId|trim", "plain path"),
+        ("segment.sites.field", "a..b", "plain path"),
         ("dead_letter.topic", "a/b", "topic name"),
         ("server.port", 65536, "whole number from 0 to 65535"),
         ("groups", [{"field": ""}], "not empty"),
@@ -761,6 +763,20 @@ def test_a_file_that_is_no_composer_json_is_named(
     assert line.startswith(f"{path}{says}")
     assert SECRET not in line
     assert caught.value.__context__ is None or content is None
+
+
+def test_what_environments_of_altis_say_of_segment_is_noted_not_read(tmp_path: Path) -> None:
+    altis = tmp_path / "composer.json"
+    of_segment = {"modules": {"analytics": {"integrations": {"segment": {"enabled": False}}}}}
+    others = {"modules": {"analytics": {"enabled": False}}}
+    environments = {"local": of_segment, "staging": others, "production": of_segment, "odd": 7}
+    altis.write_text(json.dumps({"extra": {"altis": {"environments": environments}}}))
+    config = load_config(None, {}, {}, altis)
+    assert config.segment.enabled
+    (note,) = config.notes
+    assert "extra.altis.environments (local, production)" in note
+    altis.write_text("{}")
+    assert load_config(None, {}, {}, altis).notes == load_config(None, {}, {}).notes == []
 
 
 def test_mistakes_of_altis_and_of_others_are_said_together(tmp_path: Path, file: Path) -> None:

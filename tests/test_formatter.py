@@ -80,6 +80,20 @@ def test_every_site_has_its_key_and_its_ids() -> None:
     assert (broken.result.reason, isinstance(empty.result, Reject)) == (Reason.NOT_JSON, True)
 
 
+def test_a_handler_that_forgets_to_return_a_key_keeps_nothing_back_in_silence() -> None:
+    hooks = Hooks()
+
+    @hooks.filter("altis.analytics.segment.api_write_key")
+    def forgets(key: str, event: dict[str, Any]) -> Any:  # noqa: ARG001
+        return "key-of-2" if event["attributes"].get("blogId") == "2" else None
+
+    two, other = formatted(make(hooks), event("2"), event("1"))
+    assert two.write_key == "key-of-2"
+    assert isinstance(other.result, Reject)
+    assert other.result.reason is Reason.HOOK_FAILED
+    assert "gave nothing; expected the write key as text, or an empty one" in other.result.detail
+
+
 def test_site_code_has_the_last_word_on_the_key() -> None:
     hooks = Hooks()
 

@@ -63,13 +63,13 @@ def test_plain_and_async_handlers_change_the_key_one_after_the_other() -> None:
         return f"{key}-{event['site']}"
 
     @hooks.filter("altis.analytics.segment.api_write_key", priority=20)
-    async def asynchronous(key: str, event: dict[str, Any]) -> str | None:
+    async def asynchronous(key: str, event: dict[str, Any]) -> str:
         await asyncio.sleep(0)
-        return None if event["site"] == "c" else f"{key}!"
+        return "" if event["site"] == "c" else f"{key}!"
 
     @hooks.filter("altis.analytics.segment.api_write_key", priority=30)
-    def lazily(key: str | None, event: dict[str, Any]) -> Any:  # noqa: ARG001
-        async def later() -> str | None:
+    def lazily(key: str, event: dict[str, Any]) -> Any:  # noqa: ARG001
+        async def later() -> str:
             return key
 
         return later()
@@ -81,7 +81,7 @@ def test_plain_and_async_handlers_change_the_key_one_after_the_other() -> None:
         finally:
             made.close()
 
-    assert asyncio.run(main()) == ["k-a!", "k-b!", None]
+    assert asyncio.run(main()) == ["k-a!", "k-b!", ""]
 
 
 def test_a_key_handler_that_raises_fails_that_event_alone() -> None:
@@ -116,7 +116,7 @@ def test_a_key_handler_that_raises_fails_that_event_alone() -> None:
     assert "raise KeyError(key)" in raised.detail, "the traceback"
     assert "the-secret" not in str(logs)
     assert isinstance(wrong_, Failure)
-    assert "gave int; expected a write key as text" in wrong_.detail
+    assert "gave int; expected the write key as text" in wrong_.detail
     assert notes.failures == {(API_WRITE_KEY, "raised"): 1, (API_WRITE_KEY, "wrong"): 1}
     assert [line["hook"] for line in logs] == [API_WRITE_KEY], "one line in ten seconds"
 

@@ -99,6 +99,25 @@ def test_a_handler_must_take_what_the_hook_gives(name: str) -> None:
     assert len(hooks.handlers(name)) == 2
 
 
+def test_slips_at_registering_are_said_in_ones_own_words() -> None:
+    hooks: Any = Hooks()
+    with pytest.raises(
+        TypeError, match=r'@hooks\.filter\("altis\.analytics\.segment\.api_write_key"\)'
+    ):
+        hooks.filter(print)
+    with pytest.raises(TypeError, match="a priority is a whole number; found '1'"):
+        hooks.filter("altis.analytics.segment.groups", priority="1")
+    with pytest.raises(TypeError, match=r"found None in \{'groupid': 'a'\}"):
+        hooks.register_segment_group_map({"groupid": "a"})
+
+    def short(mapping: Any) -> Any: ...
+
+    with pytest.raises(
+        TypeError, match=r"called with \(mapping, type\), but short takes \(mapping"
+    ):
+        hooks.filter("altis.analytics.segment.mapping")(short)
+
+
 def test_groups_are_registered_in_both_documented_ways() -> None:
     hooks = Hooks()
     traits = {"country": "endpoint.Location.Country"}

@@ -123,6 +123,35 @@ def test_a_plug_in_that_fails_to_import_ends_the_start_with_its_traceback(
     assert "streamer/plugins.py" not in error, "the traceback begins where site code does"
 
 
+def test_a_module_beside_the_toml_file_is_found_and_one_that_is_nowhere_is_said_where(
+    tmp_path: Path,
+) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    write(folder, "my_site")
+    (folder / "streamer.toml").write_text('plugins = ["my_site"]\n')
+    done = streamer(elsewhere, "transform", "--config", "../folder/streamer.toml")
+    assert done.returncode == 0, done.stderr
+    (folder / "my_site.py").unlink()
+    done = streamer(elsewhere, "transform", "--config", "../folder/streamer.toml")
+    assert done.returncode == 2
+    assert f"no module 'my_site' in {elsewhere}, {folder}, PYTHONPATH" in done.stderr.decode()
+
+
+def test_a_mapping_that_site_code_made_wrong_is_said_to_be_its(tmp_path: Path) -> None:
+    text = (
+        "from streamer import hooks\n@hooks.filter('altis.analytics.segment.mapping')\n"
+        "def shouts(mapping, type):\n    mapping['x'] = 'a|strtouper'\n    return mapping\n"
+    )
+    write(tmp_path, "my_site", text)
+    done = streamer(tmp_path, "transform", STREAMER_PLUGINS="my_site")
+    error = done.stderr.decode()
+    assert done.returncode == 2
+    assert "did you mean 'strtoupper'? (one of your own: " in error
+    assert "as site code left it: my_site.shouts" in error
+
+
 def test_a_filter_of_the_mapping_that_fails_ends_the_start(tmp_path: Path) -> None:
     text = (
         "from streamer import hooks\n@hooks.filter('altis.analytics.segment.mapping')\n"

@@ -61,14 +61,21 @@ def check(
     """
     settings = load_config(config, altis=altis)
     _print_settings(settings)
-    plugins = load_plugins(settings.plugins)
+    plugins = load_plugins(settings.plugins, settings.file)
     write_key = "none"
     if settings.segment.enabled:
         elsewhere = bool(registered.handlers(API_WRITE_KEY))
         write_key = require_write_key(settings, elsewhere=elsewhere)
 
     transform = make_transform(settings, write_key)
+    for note in settings.notes:
+        typer.echo(note)
     typer.echo("mapping: compiles")
+    if settings.transform.profile == "altis":
+        typer.echo(
+            "profile altis: calls as the PHP integration sends them, with its faults, none merged; never together with"
+            " it, or with the other profile, into one Segment workspace"
+        )
     if plugins:
         typer.echo(f"plug-ins: {', '.join(plugins)}")
         for name in registered.names():
@@ -250,6 +257,8 @@ async def waiting(
         yield f"group {group}: a first start, {start}"
         for line in costs:
             yield f"  {line}"
+        if costs and calls.note:
+            yield f"  {calls.note}"
         if backlog.offsets and earliest:
             yield '  to start from now instead: kafka.auto_offset_reset = "latest"'
         elif backlog.offsets:

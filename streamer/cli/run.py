@@ -40,6 +40,8 @@ def run(
         altis=altis,
     )
     configure(log_level, secrets=secrets_of(settings))
+    for note in settings.notes:
+        log.warning(note)
     if not settings.segment.enabled:
         log.info(
             "segment.enabled is false: nothing to do", set_in=settings.origins["segment.enabled"]
@@ -53,7 +55,7 @@ def run(
             cost="identify and group calls aren't merged: each is billed",
             never="together with the PHP integration, or the other profile, into one Segment workspace",
         )
-    plugins = load_plugins(settings.plugins)
+    plugins = load_plugins(settings.plugins, settings.file)
     if plugins or registered.names():
         log.info("site code is loaded", plugins=plugins, hooks=registered.names())
     asyncio.run(forward(settings))

@@ -82,7 +82,7 @@ def transform(
     configure("warning")
     logging.getLogger("streamer.handlers").setLevel(logging.CRITICAL + 1)  # said with the lines
     settings = load_config(config, {"transform.profile": profile}, altis=altis)
-    load_plugins(settings.plugins)
+    load_plugins(settings.plugins, settings.file)
     write_key = settings.segment.write_key
     if write_key is None or not write_key.get_secret_value():
         settings = _with_placeholder(settings)

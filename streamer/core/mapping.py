@@ -371,8 +371,8 @@ def resolve_callback(name: str, place: str, callbacks: Mapping[str, Callback]) -
     module_name, colon, function_name = name.partition(":")
     if not colon:
         raise MappingError(
-            f"{place}: there is no callback {name!r}; {_nearest(name, [*callbacks, 'static'])}, or"
-            " package.module:function for one of your own"
+            f"{place}: there is no callback {name!r}; {_nearest(name, [*callbacks, 'static'])}"
+            " (one of your own: package.module:function, or a name given with hooks.register_callback)"
         )
     try:
         callback = getattr(import_module(module_name), function_name)
