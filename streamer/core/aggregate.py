@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _Profile: TypeAlias = str | tuple[str, str]
 """As `Contribution.profile`."""
 
-_Call = TypeVar("_Call", Contribution, Contribution | Main)
+_Call = TypeVar("_Call", bound=Contribution | Main)
 
 _TYPE_INDEX = {kind: index for index, kind in enumerate(CALL_TYPES)}
 

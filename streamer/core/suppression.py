@@ -137,7 +137,7 @@ class Suppression:
         profile, digests = new.profile, self._digests
         user, anonymous = new.pair
         group = profile[1] if isinstance(profile, tuple) else None
-        target = self._name((new.type, profile if group is None else group))
+        target = self._name((new.type, profile[1] if isinstance(profile, tuple) else profile))
         pair = self._name((new.type, group, anonymous, user if anonymous is None else None))
         traits = self._digest(self._traits(new))
         rest = self._digest(
