@@ -246,10 +246,11 @@ class Lane:
         )
         for profile in batch.profiles:
             del self._batches[profile]
-            if profile in self._waiting:
+            waits = profile in self._waiting
+            if self._suppression is not None:
+                self._suppression.settled(profile, now, more=waits)
+            if waits:
                 self._move_on(profile, now)
-            elif self._suppression is not None:
-                self._suppression.settled(profile, now)
         batch.let_go()
 
     def _needed(

@@ -64,7 +64,7 @@ class Digests:
         self._found.move_to_end(name)
 
     def put(self, name: bytes, digest: bytes, now: float) -> None:
-        """Keep a digest of what was delivered by `now`, in seconds."""
+        """Keep a digest of what was delivered at `now`, in seconds."""
         if name not in self._found:
             self._share.take(DIGEST_BYTES)
         self._found[name] = (digest, now)
@@ -85,12 +85,13 @@ class _Pending:
 
     Attributes:
         target: the name of what its traits are laid over.
-        pairs: names to digests of the last call of each anonymousId, but for its traits.
-        refused: whether Segment refused one of the calls: then nobody knows what it has.
+        pairs: names to digests of the last call of each anonymousId, but for its traits; and when it was delivered at
+            the earliest, in seconds, None if it can't be yet.
+        refused: whether one of the calls became a dead letter: then Segment may not have what they say.
     """
 
     target: bytes
-    pairs: dict[bytes, bytes] = field(default_factory=dict)
+    pairs: dict[bytes, tuple[bytes, float | None]] = field(default_factory=dict)
     refused: bool = False
 
 
@@ -171,21 +172,28 @@ class Suppression:
         if pending is None:
             pending = self._pending[profile] = _Pending(target)
             on_its_way.profiles += 1
-        pending.pairs[pair] = rest
+        pending.pairs[pair] = (rest, None)
         return False
 
     def refused(self, profile: str | tuple[str, str]) -> None:
-        """Note that Segment refused a call of a profile for ever, or perhaps one of it."""
+        """Note that a call of a profile may have become a dead letter, instead of being delivered."""
         self._pending[profile].refused = True
 
-    def settled(self, profile: str | tuple[str, str], now: float) -> None:
-        """Note that nothing of a profile is on its way any more.
+    def settled(self, profile: str | tuple[str, str], now: float, *, more: bool) -> None:
+        """Note that a batch with calls of a profile is settled.
 
         Args:
-            profile: one that had something.
+            profile: one that has something on its way.
             now: in seconds.
+            more: whether more of it waited for that, and is on its way still.
         """
-        pending = self._pending.pop(profile)
+        pending = self._pending[profile]
+        if more:
+            for pair, (rest, at) in pending.pairs.items():
+                if at is None:
+                    pending.pairs[pair] = (rest, now)
+            return
+        del self._pending[profile]
         target = self._targets[pending.target]
         target.profiles -= 1
         if not target.profiles:
@@ -194,8 +202,8 @@ class Suppression:
             return
         if target.traits is not None:
             self._digests.put(pending.target, target.traits, now)
-        for pair, rest in pending.pairs.items():
-            self._digests.put(pair, rest, now)
+        for pair, (rest, at) in pending.pairs.items():
+            self._digests.put(pair, rest, now if at is None else at)
 
     def _traits(self, new: Contribution) -> bytes:
         if self._ignored.isdisjoint(new.traits):
