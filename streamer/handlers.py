@@ -27,7 +27,7 @@ from streamer.errors import PluginError
 from streamer.hooks import API_WRITE_KEY, FORMATTED_DATA
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 
     from streamer.hooks import Call, Event, Handler, Hooks
 
@@ -108,6 +108,7 @@ class Worker:
             if not done.done():
                 self._stuck += 1
                 done.add_done_callback(self._came_back)
+                done.add_done_callback(_forget)
                 if self._jobs is jobs:
                     self._jobs = None
                 jobs.put(None)
@@ -119,10 +120,8 @@ class Worker:
             self._jobs.put(None)
             self._jobs = None
 
-    def _came_back(self, done: asyncio.Future[Any]) -> None:
+    def _came_back(self, _: asyncio.Future[Any]) -> None:
         self._stuck -= 1
-        if not done.cancelled():
-            done.exception()  # nobody else asks for it
 
 
 def _work(jobs: SimpleQueue[_Job | None]) -> None:
@@ -133,7 +132,7 @@ def _work(jobs: SimpleQueue[_Job | None]) -> None:
         try:
             result = function()
         except BaseException as raised:  # noqa: BLE001 - code of others: even sys.exit() ends no thread here
-            error = raised if isinstance(raised, Exception) else RuntimeError(repr(raised))
+            error = _as_exception(raised)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(_finish, done, result, error)
 
@@ -235,12 +234,11 @@ class Filters:
         found: list[Any] = list(keys)
         for handler in self._hooks.handlers(API_WRITE_KEY):
             places = [i for i, key in enumerate(found) if not isinstance(key, Failure)]
+            arguments = [(found[place], events[place]) for place in places]
+            given: list[Any]
             try:
-                async with asyncio.timeout(self._timeout_seconds):
-                    given = await self._chosen(
-                        handler, [(found[place], events[place]) for place in places]
-                    )
-            except (TimeoutError, _TookTooLongError) as error:
+                given = await _limited(self._chosen(handler, arguments), self._timeout_seconds)
+            except _TookTooLongError as error:
                 given = [self._late(API_WRITE_KEY, handler, error)] * len(places)
             for place, key in zip(places, given, strict=True):
                 found[place] = key
@@ -265,8 +263,8 @@ class Filters:
             for one in arguments:
                 try:
                     given.append(handler(*one))
-                except Exception as error:  # noqa: BLE001 - code of others may raise anything
-                    given.append(error)
+                except BaseException as error:  # noqa: BLE001 - code of others may raise anything
+                    given.append(_as_exception(error))
             return given
 
         given = await self._worker.call(each)
@@ -286,9 +284,11 @@ class Filters:
         changed: Any = data
         for handler in self._hooks.handlers(FORMATTED_DATA):
             try:
-                async with asyncio.timeout(self._timeout_seconds):
-                    changed = await self._called(handler, changed)
-            except (TimeoutError, _TookTooLongError) as error:
+                changed = await _limited(
+                    _called(self._worker, handler, lambda: (changed,)),  # noqa: B023 - awaited here
+                    self._timeout_seconds,
+                )
+            except _TookTooLongError as error:
                 return self._late(FORMATTED_DATA, handler, error)
             except Exception as error:  # noqa: BLE001 - code of others may raise anything
                 return self._raised(FORMATTED_DATA, handler, error)
@@ -306,16 +306,9 @@ class Filters:
                 return Failure(f"{FORMATTED_DATA}: {detail}.")
         return list(changed)
 
-    async def _called(self, handler: Handler, *arguments: object) -> Any:  # noqa: ANN401 - whatever it gives
-        if inspect.iscoroutinefunction(handler):
-            return await handler(*arguments)
-        result = await self._worker.call(lambda: handler(*arguments))
-        return await result if inspect.isawaitable(result) else result
-
     def _late(self, hook: str, handler: Handler, error: Exception) -> Failure:
-        why = str(error) or f"it took longer than hook_timeout, {self._timeout_seconds:g} s"
-        self._log.failed(hook, "timeout", handler=handler_name(handler), why=why)
-        return Failure(f"{hook}: {handler_name(handler)} was given up: {why}.")
+        self._log.failed(hook, "timeout", handler=handler_name(handler), why=str(error))
+        return Failure(f"{hook}: {handler_name(handler)} was given up: {error}.")
 
     def _raised(
         self, hook: str, handler: Handler, error: Exception, secrets: Iterable[str] = ()
@@ -328,12 +321,65 @@ class Filters:
 
 
 async def _awaited(key: Any) -> Any:  # noqa: ANN401 - whatever a handler gives
+    """Await what a handler gives, if it can be awaited; what that raises stands in place of what it gives."""
     if not inspect.isawaitable(key):
         return key
     try:
         return await key
-    except Exception as error:  # noqa: BLE001 - code of others may raise anything
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        return _as_exception(error)
+
+
+async def _called(
+    worker: Worker, handler: Handler, arguments: Callable[[], tuple[Any, ...]]
+) -> Any:  # noqa: ANN401 - whatever it gives
+    """Call a handler where it may run, with arguments that are made there."""
+    try:
+        if inspect.iscoroutinefunction(handler):
+            return await handler(*arguments())
+        result = await worker.call(lambda: handler(*arguments()))
+        return await result if inspect.isawaitable(result) else result
+    except (SystemExit, KeyboardInterrupt) as error:  # these would end the event loop
+        raise _as_exception(error) from error
+
+
+async def _limited(work: Coroutine[Any, Any, _T], seconds: float) -> _T:
+    """Await work for so long; then it is cancelled and left to itself, whether it obeys or not.
+
+    Raises:
+        _TookTooLongError: it isn't done by then.
+        Exception: what it raised; what would end more than it (a cancellation, an exit) as a RuntimeError.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_forget)
+    if not task.done():
+        raise _TookTooLongError(f"it took longer than hook_timeout, {seconds:g} s")
+    if task.cancelled():
+        raise RuntimeError("it raised CancelledError, though nobody cancelled it")
+    error = task.exception()
+    if error is not None:
+        raise _as_exception(error)
+    return task.result()
+
+
+def _forget(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # nobody else asks for it
+
+
+def _as_exception(error: BaseException) -> Exception:
+    """Give an exception that a future takes and that ends nothing but what raised it."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
+    return RuntimeError(f"it raised {error!r}").with_traceback(error.__traceback__)
 
 
 class Actions:
@@ -353,9 +399,7 @@ class Actions:
         self._waiting: deque[tuple[str, Callable[[], tuple[Any, ...]], int]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._held = 0
-        self._one_at_a_time = (
-            asyncio.Lock()
-        )  # of plain ones: a time limit begins when the thread is free
+        self._plain = asyncio.Lock()  # a plain one's time begins when the thread is free
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -411,26 +455,17 @@ class Actions:
 
     async def _tell(self, hook: str, arguments: Callable[[], tuple[Any, ...]]) -> None:
         for handler in self._hooks.handlers(hook):
+            # A plain one makes its arguments in the thread too: reading the JSON of a batch takes some milliseconds.
+            turn = contextlib.nullcontext() if inspect.iscoroutinefunction(handler) else self._plain
             try:
-                if inspect.iscoroutinefunction(handler):
-                    async with asyncio.timeout(self._timeout_seconds):
-                        await handler(*arguments())
-                else:
-                    await self._tell_plain(handler, arguments)
-            except (TimeoutError, _TookTooLongError) as error:
-                why = str(error) or f"it took longer than hook_timeout, {self._timeout_seconds:g} s"
-                self._log.failed(hook, "timeout", handler=handler_name(handler), why=why)
+                async with turn:
+                    await _limited(_called(self._worker, handler, arguments), self._timeout_seconds)
+            except _TookTooLongError as error:
+                self._log.failed(hook, "timeout", handler=handler_name(handler), why=str(error))
             except Exception as error:  # noqa: BLE001 - code of others may raise anything
                 self._log.failed(
                     hook, "raised", handler=handler_name(handler), traceback=traceback_of(error)
                 )
-
-    async def _tell_plain(self, handler: Handler, arguments: Callable[[], tuple[Any, ...]]) -> None:
-        async with self._one_at_a_time, asyncio.timeout(self._timeout_seconds):
-            # In the thread too: reading the JSON of a batch takes some milliseconds.
-            result = await self._worker.call(lambda: handler(*arguments()))
-            if inspect.isawaitable(result):
-                await result
 
 
 def at_start(hooks: Hooks, hook: str, value: _T, *arguments: object) -> _T:

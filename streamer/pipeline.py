@@ -549,7 +549,7 @@ class Pipeline:
                     continue
                 lane = self._begin_lane(generation, write_key)
             if keep:
-                chunk.keep(number, orjson.dumps(result.calls()))
+                chunk.keep(number, result.as_json())
             if isinstance(result, Formatted):
                 for contribution in result.contributions:
                     ledger.made(contribution.type)

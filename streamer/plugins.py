@@ -49,7 +49,7 @@ def load_plugins(names: Iterable[str]) -> list[str]:
 def _load(what: str, load: Callable[[], object]) -> None:
     try:
         load()
-    except Exception as error:  # importing runs code of others, which may raise anything
+    except (Exception, SystemExit) as error:  # code of others may raise anything
         hint = ""
         if isinstance(error, ModuleNotFoundError):
             hint = f"\nThere is no module {error.name!r} in this folder, in PYTHONPATH, or installed beside streamer."

@@ -161,7 +161,8 @@ def test_the_example_holds_every_setting_with_its_default() -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
     for key in unset - {"transform.mapping", "groups"}:
         section, _, name = key.rpartition(".")
-        within = text.partition(f"[{section}]\n")[2].partition("\n[")[0]
+        below = text.partition(f"\n[{section}]\n")[2] if section else text
+        within = below.partition("\n[")[0]
         assert f"\n# {name} = " in within, key
 
 
@@ -437,7 +438,7 @@ def test_all_mistakes_are_told_at_once(file: Path) -> None:
             '[[groups]]\nfield = "a"\nregion = "eu"',
             "groups.0.region: unknown setting; a group map has field, traits, each, anonymousId,",
         ),
-        ('plugins = ["a"]', "plugins: unknown setting; there are"),
+        ('plugin = ["a"]', "plugin: unknown setting; did you mean plugins?"),
         (
             '[transform]\nprofil = "altis"',
             "transform.profil: unknown setting; did you mean transform.profile?",

@@ -52,7 +52,8 @@ def formatted(formatter: Formatter, *values: bytes | None) -> list[Made]:
 
 def calls(made: Made) -> list[dict[str, Any]]:
     assert isinstance(made.result, Formatted | Changed)
-    return made.result.calls()
+    calls: list[dict[str, Any]] = orjson.loads(made.result.as_json())
+    return calls
 
 
 SITES = {"STREAMER_SEGMENT__SITES__WRITE_KEYS": '{"2": "key-of-2", "3": ""}'}

@@ -121,25 +121,74 @@ def test_a_key_handler_that_raises_fails_that_event_alone() -> None:
     assert [line["hook"] for line in logs] == [API_WRITE_KEY], "one line in ten seconds"
 
 
-@pytest.mark.parametrize("raises", [ValueError("no"), TimeoutError("mine"), KeyError("x")])
-def test_formatted_data_that_raises_is_a_failure_with_its_traceback(raises: Exception) -> None:
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize(
+    "raises",
+    [
+        ValueError("no"),
+        TimeoutError("mine"),
+        StopIteration("next"),
+        SystemExit(3),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        asyncio.CancelledError(),
+    ],
+)
+def test_a_filter_that_raises_whatever_it_is_fails_with_its_traceback(
+    raises: BaseException, *, plain: bool
+) -> None:
     hooks = Hooks()
 
-    @hooks.filter("altis.analytics.segment.formatted_data")
-    async def fail(data: list[list[Any]]) -> list[list[Any]]:  # noqa: ARG001
+    def fail(*_: Any) -> Any:
         raise raises
 
-    async def main() -> tuple[Any, Notes]:
+    async def fail_async(*_: Any) -> Any:
+        raise raises
+
+    handler = fail if plain else fail_async
+    hooks.filter("altis.analytics.segment.formatted_data")(handler)
+    hooks.filter("altis.analytics.segment.api_write_key")(handler)
+
+    async def main() -> tuple[list[Any], Notes]:
         made, notes = filters(hooks)
-        return await made.formatted_data([[{}]]), notes
+        found = [await made.formatted_data([[{}]]), *await made.write_keys(["k"], [{}])]
+        made.close()
+        return found, notes
 
     found, notes = asyncio.run(main())
-    assert isinstance(found, Failure)
-    assert "fail" in found.detail
-    assert notes.failures.total() == 1
-    if not isinstance(raises, TimeoutError):
-        assert type(raises).__name__ in found.detail
-        assert "raise raises" in found.detail
+    for failure in found:
+        assert isinstance(failure, Failure)
+        assert "raised" in failure.detail
+        assert handler.__name__ in failure.detail
+        assert type(raises).__name__ in failure.detail
+        if isinstance(raises, ValueError | TimeoutError):
+            assert "raise raises" in failure.detail
+    assert notes.failures == {(FORMATTED_DATA, "raised"): 1, (API_WRITE_KEY, "raised"): 1}
+
+
+def test_a_handler_that_ignores_its_cancellation_is_left_to_itself() -> None:
+    hooks = Hooks()
+    came_back = []
+
+    @hooks.filter("altis.analytics.segment.formatted_data")
+    async def stubborn(data: list[list[Any]]) -> list[list[Any]]:
+        try:
+            await asyncio.sleep(LONG)
+        except asyncio.CancelledError:
+            await asyncio.sleep(50)
+            came_back.append(True)
+        return data
+
+    async def main() -> None:
+        made, notes = filters(hooks, timeout_seconds=10.0)
+        found = await made.formatted_data([[{}]])
+        assert isinstance(found, Failure)
+        assert asyncio.get_running_loop().time() - virtual_time.START == pytest.approx(10.0)
+        assert notes.failures == {(FORMATTED_DATA, "timeout"): 1}
+        await asyncio.sleep(100)
+        assert came_back == [True]
+
+    virtual_time.run(main())
 
 
 @pytest.mark.parametrize(

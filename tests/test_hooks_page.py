@@ -1,4 +1,4 @@
-"""docs/hooks.md names what there is, and each of its examples does what stands below it.
+"""docs/hooks.md names what there is, and each of its examples does what stands below it; so does what migrates.
 
 An example is a block of Python and, after it, a console: events, a command, and what that prints. `streamer run` in it
 is all of streamer but Kafka: see `without_kafka.py`.
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAGE = DOCUMENTS["docs/hooks.md"]
+MIGRATING = DOCUMENTS["docs/migrating-from-altis.md"]
+PLUGINS = 'plugins = ["my_site"]\n'
 
 
 class Example(NamedTuple):
@@ -40,7 +42,17 @@ def _examples() -> list[Example]:
     return found
 
 
+def _migrated() -> Example:
+    """All the Python of the other page, which is one module there."""
+    section = MIGRATING.partition("\n## Site code\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    code = "\n\n".join(block for language, block in blocks if language == "python")
+    (console,) = [block for language, block in blocks if language == "console"]
+    return Example("migrating", code, section, console)
+
+
 EXAMPLES = _examples()
+MIGRATED = _migrated()
 
 
 def test_each_hook_has_a_section_with_an_example() -> None:
@@ -49,6 +61,18 @@ def test_each_hook_has_a_section_with_an_example() -> None:
     assert headings[-len(names) :] == names
     assert {example.heading for example in EXAMPLES} >= set(names)
     assert len(EXAMPLES) == PAGE.count("```python\n")
+
+
+def test_the_page_for_people_who_move_has_every_hook_and_both_languages() -> None:
+    for name in (*hooks.FILTERS, *hooks.ACTIONS):
+        assert name in MIGRATING
+    assert "altis.analytic.segment.api_write_key" in MIGRATING
+    shown = re.findall(r'@hooks\.\w+\("(.+?)"\)', MIGRATED.code)
+    for name in shown:
+        assert re.search(
+            rf"add_(filter|action)\( '{name.replace('analytics', 'analytics?')}'", MIGRATING
+        )
+    assert MIGRATING.count("```python\n") == MIGRATED.told.count("```python\n")
 
 
 def test_the_tables_have_every_name_with_its_arguments() -> None:
@@ -85,12 +109,15 @@ def _without_kafka(example: Example, folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "example", EXAMPLES, ids=[f"{n}-{example.heading}" for n, example in enumerate(EXAMPLES)]
+    "example",
+    [*EXAMPLES, MIGRATED],
+    ids=[f"{number}-{example.heading}" for number, example in enumerate([*EXAMPLES, MIGRATED])],
 )
 def test_an_example_does_what_stands_below_it(example: Example, tmp_path: Path) -> None:
     (tmp_path / "my_site.py").write_text(example.code)
-    (tmp_path / "streamer.toml").write_text('plugins = ["my_site"]\n')
-    assert '```toml\nplugins = ["my_site"]\n```' in PAGE
+    (tmp_path / "streamer.toml").write_text(PLUGINS)
+    assert f"```toml\n{PLUGINS}```" in PAGE
+    assert f"```toml\n{PLUGINS}```" in MIGRATING
     for part in re.split(r"^\$ ", example.console, flags=re.MULTILINE)[1:]:
         command, _, shown = part.partition("\n")
         if command == "cat events.ndjson":

@@ -83,7 +83,9 @@ def test_check_says_what_is_loaded_and_what_it_registered(tmp_path: Path) -> Non
         tmp_path, "check", "--offline", STREAMER_PLUGINS="my_site", SEGMENT_API_WRITE_KEY="key"
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.decode().splitlines()[-4:] == [
+    lines = done.stdout.decode().splitlines()
+    start = lines.index("plug-ins: my_site")
+    assert lines[start : start + 4] == [
         "plug-ins: my_site",
         "  altis.analytics.segment.formatted_data: my_site.mark",
         "  altis.analytics.segment.request_success: my_site.nothing",

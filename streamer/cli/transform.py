@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
-import orjson
 import typer
 from pydantic import SecretStr
 
@@ -137,8 +136,7 @@ async def _transform(lines: Iterable[bytes], formatter: Formatter) -> int:
                 output.flush()  # so that the two streams stay in step on a terminal
                 typer.echo(f"line {number}: {made.reason}: {made.detail}", err=True)
             elif not isinstance(made, Filtered) or made.reason is not FilterReason.EMPTY:
-                calls = [] if isinstance(made, Filtered) else made.calls()
-                output.write(orjson.dumps(calls, option=orjson.OPT_APPEND_NEWLINE))
+                output.write(b"[]\n" if isinstance(made, Filtered) else made.as_json() + b"\n")
     output.flush()
     formatter.close()
     return rejected

@@ -239,8 +239,9 @@ def _floatval(value: object) -> float:
 # --- PHP's time --------------------------------------------------------------------------------------------------
 
 # What PHP calls a numeric string, white space on both sides included. Neither "12px" nor "0x1A" is one.
+# No digit can be matched in two ways: a text of 30,000 digits and a letter would be tried in each of them.
 _NUMERIC = re.compile(
-    r"[ \t\n\r\v\f]*(?:([+-]?[0-9]+)|[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)[ \t\n\r\v\f]*",
+    r"[ \t\n\r\v\f]*(?:([+-]?)0*([0-9]+)|[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)[ \t\n\r\v\f]*",
     re.ASCII,
 )
 _DAYS = 146_097  # in 400 years, after which the calendar is the same again
@@ -273,12 +274,11 @@ def _integer(value: object) -> int:
     if isinstance(value, str):
         match = _NUMERIC.fullmatch(value)
         if match is None:
-            raise UnusableTimeError(f"text that is no number, {value!a:.40}")
+            raise UnusableTimeError(f"text that is no number, {value[:40]!a}")
         number = float(value)
-        if (
-            match[1] and abs(number) < 1e19
-        ):  # 64 bits or little more; beyond it is a float in PHP too
-            number = int(match[1])
+        # 64 bits or little more; beyond it is a float in PHP too
+        if match[2] and abs(number) < 1e19:
+            number = int(match[1] + match[2])
     if isinstance(number, int) and -_MAX_INTEGER - 1 <= number <= _MAX_INTEGER:
         return int(number)
     if not isinstance(number, int | float):

@@ -353,8 +353,10 @@ class _Module:
         function = self._function(f"{name}_ids", ["event"])
         function.line('"""Find the ids of the groups that the event belongs to."""')
         found = function.value(tree["groupId"], "group_id")
-        ids = ("texts" if each else "first_text") if self._mends else "group_ids"
-        function.line(f"return {ids}({found})")
+        if each:
+            function.line(f"return texts({found}, {_place(tree['groupId'])!a})")
+        else:
+            function.line(f"return {'first_text' if self._mends else 'group_ids'}({found})")
 
         common = [_VARIABLES.get(key, key) for key in self._common]
         arguments = ["event", "timestamp_ms", "key_hash", "record_hash", "group_id", *common]
@@ -967,14 +969,22 @@ def _first_text(value: object) -> tuple[str, ...]:
     return (found,) if found else ()
 
 
-def _texts(value: object) -> Sequence[str]:
+_MAX_GROUPS = 1000
+"""So many groups may one record name at one place: a call is made for each, and a record can have very many."""
+
+
+def _texts(value: object, place: str) -> Sequence[str]:
     """Give each element as text, once."""
     elements = value if type(value) is list else [value]
-    return list(
+    texts = list(
         dict.fromkeys(
             found for element in elements if type(element) is not list and (found := text(element))
         )
     )
+    if len(texts) > _MAX_GROUPS:
+        detail = f"There are {len(texts):,} groups at {place}; a record may name {_MAX_GROUPS:,}."
+        raise Rejected(Reject(Reason.INVALID_CALL, detail))
+    return texts
 
 
 def _kafka_time(timestamp_ms: int) -> str | None:

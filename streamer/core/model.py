@@ -179,12 +179,11 @@ class Changed(NamedTuple):
         """Whether one of the calls decides the record's fate."""
         return any(isinstance(call, Main) for call in self.taken)
 
-    def calls(self) -> list[dict[str, Any]]:
-        """Give the calls in order as plain dicts; identify and group calls have ids made of those they had."""
-        return [
-            orjson.loads(call.serialised if isinstance(call, Main) else call.render())
-            for call in self.taken
-        ]
+    def as_json(self) -> bytes:
+        """Give the calls as `Formatted.as_json` does; identify and group calls have ids made of those they had."""
+        return b"[%b]" % b",".join(
+            call.serialised if isinstance(call, Main) else call.render() for call in self.taken
+        )
 
 
 class Formatted(NamedTuple):
@@ -200,15 +199,19 @@ class Formatted(NamedTuple):
     type: str
     main: bytes
 
+    def as_json(self) -> bytes:
+        """Give the calls in order as one JSON list, as they are sent: the deepest in a list is too deep to dump."""
+        return b"[%b]" % b",".join([*(one.render() for one in self.contributions), self.main])
+
     def calls(self) -> list[dict[str, Any]]:
         """Give the calls in order as plain dicts that share no objects.
 
         A call has to be serialised in any case, to know that Segment takes it; reading that back is the fastest way
         to objects of its own, and the surest to the same calls.
         """
-        calls = [orjson.loads(one.render()) for one in self.contributions]
-        calls.append(orjson.loads(self.main))
-        return calls
+        return [orjson.loads(one.render()) for one in self.contributions] + [
+            orjson.loads(self.main)
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,14 @@ def test_what_is_not_forwarded_is_an_empty_array_and_no_mistake(tmp_path: Path) 
     assert result.exit_code == 1
 
 
+def test_the_deepest_call_that_can_be_sent_is_printed() -> None:
+    deep = b"[" * 252 + b"]" * 252
+    result = run(stdin=GOOD.replace(b'"v"', b'"v","EndpointStatus":%b' % deep) + b"\n" + GOOD)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.count("[" * 252) == 1
+    assert len(result.stdout.splitlines()) == 2
+
+
 def test_a_group_map_lies_over_the_mapping_of_group_calls_in_place_and_shallow(
     tmp_path: Path,
 ) -> None:

@@ -267,6 +267,14 @@ def test_what_stops_the_export_in_php_is_no_usable_time(value: Any) -> None:
         reject.detail.encode()
 
 
+def test_text_of_digits_that_is_no_number_takes_no_time() -> None:
+    digits = "1" * 500_000
+    for value in (f"{digits}x", f"{digits}.{digits}x", f"{' ' * 500_000}x", f"{digits}e"):
+        with pytest.raises(UnusableTimeError):
+            milliseconds_to_iso8601(value)
+    assert milliseconds_to_iso8601("-" + "0" * 500_000 + "1500") == "1969-12-31T23:59:59+00:00"
+
+
 # --- PHP's arrays ------------------------------------------------------------------------------------------------
 
 

@@ -48,7 +48,8 @@ def taken(calls: object, **options: bool) -> Changed | Filtered | Reject:
 
 def sent(changed: Changed | Filtered | Reject) -> list[dict[str, Any]]:
     assert isinstance(changed, Changed)
-    return changed.calls()
+    calls: list[dict[str, Any]] = orjson.loads(changed.as_json())
+    return calls
 
 
 def main(calls: list[dict[str, Any]]) -> dict[str, Any]:

@@ -166,6 +166,18 @@ def test_each_makes_one_call_an_element_that_is_text_or_a_number_and_none_twice(
     assert groups_of({"a": "b"}) == []
 
 
+def test_a_record_names_1_000_groups_at_most() -> None:
+    """A message of a megabyte could name 200,000, and each is a billed call that has to be held."""
+    transform = Transform(write_key="key", groups=[{"field": "attributes.teams", "each": True}])
+    names: list[Any] = [*range(1000), 0, "1", [], None]
+    assert len(calls_of(transform, changed(attributes={"teams": names}))) == 1002
+    reject = reject_of(transform, changed(attributes={"teams": list(range(200_000))}))
+    assert reject.reason is Reason.INVALID_CALL
+    assert reject.detail == (
+        "There are 200,000 groups at attributes.teams; a record may name 1,000."
+    )
+
+
 def test_a_contribution_knows_its_profile_its_pair_and_its_traits() -> None:
     groups = [{"field": "endpoint.Attributes.Company", "traits": "endpoint.Metrics"}]
     formatted = Transform(write_key="key", groups=groups).format(changed(), -1)

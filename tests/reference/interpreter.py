@@ -442,6 +442,8 @@ class Interpreter(Excluding):
                     ids.append(element_text)
         elif as_text(found) is not None:
             ids.append(str(as_text(found)))
+        if len(ids) > 1000:
+            raise RejectedError(Reason.INVALID_CALL)
         calls = []
         for group_id in ids:
             role = f"group\0{group_map['field']}\0{number}"
