@@ -454,7 +454,9 @@ def profile_of(call: dict[str, Any]) -> Any:
 
 
 _sizes = st.sampled_from([0] * 9 + [9_000, 16_000, 31_000])
-_traits = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 3), max_size=3)
+_traits = st.just({"a": 1}) | st.dictionaries(
+    st.sampled_from("abcd"), st.integers(0, 3), max_size=3
+)
 _contributions = st.fixed_dictionaries(
     {
         "traits": _traits,
@@ -486,7 +488,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         max_calls=st.sampled_from([1, 2, 3, 5, 50, 50, 50]),
         max_bytes=st.sampled_from([33_000, 50_000, 475_000]),
         merging=st.sampled_from([Merging(), Merging(), Merging(), Merging(False, False)]),
-        suppress_seconds=st.sampled_from([0, 3, 1000]),
+        suppress_seconds=st.sampled_from([0, 9, 1000, 1000]),
         digests=st.sampled_from([3, 100]),
     )
     def begin(
@@ -499,6 +501,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.account = Account()
         self.budget = Budget(1)
         self.clock = 0
+        self.last: dict[str, Any] = {}
         self.seen: set[str] = set()  # by Segment
         self.generation()
 
@@ -534,6 +537,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     @rule(records=st.lists(_records, min_size=1, max_size=3))
     def read(self, records: list[dict[str, Any]]) -> None:
         """A chunk is read, noted and processed."""
+        self.last = records[-1]
         first = self.clock
         numbers = range(first, first + len(records))
         stamps, keys = [1000] * len(records), [None] * len(records)
@@ -624,6 +628,22 @@ class AnyInterleaving(RuleBasedStateMachine):
     @rule(data=st.data())
     def settle(self, data: st.DataObject) -> None:
         self.deliver(self.in_flight.pop(data.draw(st.integers(0, len(self.in_flight) - 1))))
+
+    @precondition(lambda self: self.last)
+    @rule()
+    def come_again(self) -> None:
+        """Once all is settled, a visitor says the same as before."""
+        self.settle_all()
+        self.read([self.last])
+
+    @rule()
+    def settle_all(self) -> None:
+        """All that is open or in flight is settled; what waited for it may be open then."""
+        self.lane.close("time", float(self.clock))
+        self.in_flight += self.lane.ready
+        self.lane.ready.clear()
+        while self.in_flight:
+            self.deliver(self.in_flight.pop(0))
 
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
