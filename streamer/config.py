@@ -651,15 +651,20 @@ class GroupMap(_Section):
 
 
 class AggregateSettings(_Section):
-    """`[aggregate]`: which calls of one profile are merged while they wait.
+    """`[aggregate]`: which calls of one profile are merged while they wait, and which needn't be sent.
 
     Attributes:
-        identify: whether identify calls are.
+        identify: whether identify calls are merged.
         group: whether group calls are.
+        suppress_for: seconds since its last delivery in which what a profile has is not sent again;
+            0 sends everything. The topics have to be partitioned by user.
+        ignore_traits: names of traits whose change alone is no reason to send a call.
     """
 
     identify: Boolean = True
     group: Boolean = True
+    suppress_for: Annotated[float, _duration("0s", "24h")] = 0.0
+    ignore_traits: Names = ()
 
 
 class FlushSettings(_Section):

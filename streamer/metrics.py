@@ -95,6 +95,7 @@ class Readings:
         concurrency: how many may be.
         destinations: how many there are, by state.
         open_profiles: profiles with calls that aren't settled.
+        suppression_keys: digests of what was last delivered.
         oldest_pending_ms: Kafka timestamp of the oldest record that isn't settled, None if there is none.
     """
 
@@ -108,6 +109,7 @@ class Readings:
     concurrency: int
     destinations: Mapping[str, int]
     open_profiles: int
+    suppression_keys: int
     oldest_pending_ms: int | None
 
 
@@ -388,6 +390,7 @@ class _AtScrape(Collector):
             ("segment_inflight_requests", "Requests to Segment under way.", readings.requests),
             ("segment_concurrency_limit", "Requests to Segment that may be under way.", readings.concurrency),
             ("aggregation_open_keys", "Profiles with calls that aren't settled.", readings.open_profiles),
+            ("suppression_keys", "Digests of what was last delivered.", readings.suppression_keys),
             (
                 "oldest_pending_event_timestamp_seconds",
                 "Kafka's timestamp of the oldest event that isn't settled; the time of the scrape if there is none.",

@@ -39,6 +39,7 @@ from streamer.core.model import (
 )
 from streamer.core.offsets import Chunk, Offsets
 from streamer.core.sites import Sites
+from streamer.core.suppression import Digests, Suppression
 from streamer.core.transform import PROFILES, Transform
 from streamer.dead_letter import DeadLetters, FileSink, KafkaSink
 from streamer.delivery import Delivery, states
@@ -93,6 +94,8 @@ _TOO_MANY_WRITE_KEYS = Reject(
 )
 _ACTIONS_TIMEOUT = 5.0
 """Seconds that a stop waits for actions, at most: Kafka and Segment have all by then."""
+_DIGESTS_SHARE = 0.25
+"""How much of the memory budget what was last delivered may take, for suppression."""
 _DRAIN_SHARE = 0.8
 """How much of `shutdown_timeout` may pass before the offsets are committed and the group is left."""
 
@@ -171,7 +174,19 @@ def make_formatter(
     )
 
 
-def make_lane(config: Config, write_key: str, ledger: Ledger, share: Share) -> Lane:
+def make_digests(config: Config, share: Share) -> Digests:
+    """Make what one generation remembers of what was delivered, for suppression.
+
+    Args:
+        config: all settings.
+        share: the generation's share of the memory budget.
+    """
+    return Digests(int(config.flush.memory_budget * _DIGESTS_SHARE), share)
+
+
+def make_lane(
+    config: Config, write_key: str, ledger: Ledger, share: Share, digests: Digests
+) -> Lane:
     """Make a lane for one generation, as the configuration says.
 
     Args:
@@ -179,9 +194,18 @@ def make_lane(config: Config, write_key: str, ledger: Ledger, share: Share) -> L
         write_key: Segment's.
         ledger: where the calls' fates are written.
         share: the generation's share of the memory budget.
+        digests: what the generation remembers of what was delivered.
     """
     flush, aggregate = config.flush, config.aggregate
     merges = PROFILES[config.transform.profile].mends
+    suppression = None
+    if merges and aggregate.suppress_for:
+        suppression = Suppression(
+            digests,
+            write_key=write_key,
+            seconds=aggregate.suppress_for,
+            ignore_traits=frozenset(aggregate.ignore_traits),
+        )
     return Lane(
         write_key=write_key,
         limits=Limits(flush.max_calls, flush.max_bytes),
@@ -189,6 +213,7 @@ def make_lane(config: Config, write_key: str, ledger: Ledger, share: Share) -> L
         nonce=secrets.token_bytes(16),
         ledger=ledger,
         share=share,
+        suppression=suppression,
     )
 
 
@@ -203,10 +228,14 @@ def make_calls(
         transform: what `make_transform` gave.
         hooks: what site code has registered.
     """
+
+    def lane(ledger: Ledger, share: Share) -> Lane:
+        return make_lane(config, write_key, ledger, share, make_digests(config, share))
+
     others = ["segment.sites"] if config.segment.sites.write_keys else []
     others += [name for name in (API_WRITE_KEY, FORMATTED_DATA) if hooks.handlers(name)]
     note = f"not counted in: what {', '.join(others)} may leave out or add" if others else ""
-    return Calls(transform.format, partial(make_lane, config, write_key), note)
+    return Calls(transform.format, lane, note)
 
 
 @dataclass(slots=True)
@@ -217,6 +246,7 @@ class Generation:
         offsets: what is safe to commit.
         ledger: what writes the account.
         share: of the memory budget.
+        digests: what was last delivered, for suppression.
         lanes: what is open, waiting and in flight, by write key.
         over: set when its partitions are taken away.
     """
@@ -224,6 +254,7 @@ class Generation:
     offsets: Offsets
     ledger: Ledger
     share: Share
+    digests: Digests
     lanes: dict[str, Lane] = field(default_factory=dict)
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -379,6 +410,7 @@ class Pipeline:
             open_profiles=(
                 sum(lane.open_profiles for lane in generation.lanes.values()) if generation else 0
             ),
+            suppression_keys=len(generation.digests) if generation else 0,
             oldest_pending_ms=generation.offsets.oldest_timestamp() if generation else None,
         )
 
@@ -403,7 +435,7 @@ class Pipeline:
     def assigned(self, partitions: frozenset[Partition]) -> None:  # noqa: ARG002 - offsets come with the chunks
         """Begin a generation."""
         ledger, share = self.account.ledger(), self._budget.share()
-        self._generation = Generation(Offsets(), ledger, share)
+        self._generation = Generation(Offsets(), ledger, share, make_digests(self._config, share))
         if self._write_key:
             self._begin_lane(self._generation, self._write_key)
 
@@ -551,7 +583,9 @@ class Pipeline:
             chunk.on_settled = partial(ledger.settled, undecided)
 
     def _begin_lane(self, generation: Generation, write_key: str) -> Lane:
-        lane = make_lane(self._config, write_key, generation.ledger, generation.share)
+        lane = make_lane(
+            self._config, write_key, generation.ledger, generation.share, generation.digests
+        )
         generation.lanes[write_key] = lane
         self._delivery.begin(lane)
         return lane
@@ -611,6 +645,7 @@ class Pipeline:
 
     def refused(self, lane: Lane, batch: Batch, place: int, detail: str) -> None:
         """Make a dead letter of a call that Segment refused when it stood alone."""
+        lane.refused(batch, place)
         chunk = batch.chunks[batch.chunk_numbers[place]]
         number = batch.records[place]
         kind, reason = batch.kind(place), Reason.REFUSED if batch.decides(place) else None

@@ -322,6 +322,9 @@ def test_a_pattern_takes_the_place_of_topics() -> None:
         ("flush.memory_budget", "6MB", "at least 6_094_304 bytes"),
         ("flush.memory_budget", "lots", "must be a size"),
         ("shutdown_timeout", "2h", "from 0s to 1h"),
+        ("aggregate.suppress_for", "25h", "from 0s to 24h"),
+        ("aggregate.suppress_for", 60, "needs a unit"),
+        ("aggregate.ignore_traits", 1, "must be a list of texts"),
         ("kafka.bootstrap_servers", "localhost", "host:port"),
         ("kafka.bootstrap_servers", ["a:0"], "host:port"),
         ("kafka.bootstrap_servers", ["a:65536"], "host:port"),
@@ -379,6 +382,8 @@ def test_limits_themselves_are_allowed() -> None:
         ("flush.memory_budget", 6_094_304),
         ("server.port", 0),
         ("shutdown_timeout", "0s"),
+        ("aggregate.suppress_for", "24h"),
+        ("aggregate.suppress_for", "0s"),
     ):
         load_config(None, {key: value}, {})
 
@@ -440,7 +445,10 @@ def test_all_mistakes_are_told_at_once(file: Path) -> None:
             '[transform]\nprofil = "altis"',
             "transform.profil: unknown setting; did you mean transform.profile?",
         ),
-        ('[aggregate]\nsuppress_for = "1s"', "aggregate.suppress_for: unknown setting"),
+        (
+            '[aggregate]\nsupress_for = "1s"',
+            "aggregate.supress_for: unknown setting; did you mean aggregate.suppress_for?",
+        ),
         ('flush = "1s"', "flush: must be a table"),
         ("[transform]\nmapping = 1", "transform.mapping = 1: must be a table"),
         ("[transform]\ndrop_events = 1", "transform.drop_events = 1: must be a list of texts"),

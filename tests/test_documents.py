@@ -135,6 +135,7 @@ def _metrics() -> set[str]:
         concurrency=1,
         destinations={},
         open_profiles=0,
+        suppression_keys=0,
         oldest_pending_ms=None,
     )
     registry = CollectorRegistry()

@@ -94,6 +94,7 @@ EXPECTED: dict[str, tuple[str, list[dict[str, str]]]] = {
     "dead_letter_write_failures": ("counter", [{}]),
     "records_skipped": ("counter", [{}]),
     "aggregation_open_keys": ("gauge", [{}]),
+    "suppression_keys": ("gauge", [{}]),
     "batches_closed": ("counter", one("trigger", *TRIGGERS)),
     "batch_calls": ("histogram", [{}]),
     "batch_bytes": ("histogram", [{}]),
@@ -156,6 +157,7 @@ class Service:
             concurrency=8,
             destinations=self.destinations,
             open_profiles=4,
+            suppression_keys=9,
             oldest_pending_ms=self.oldest_pending_ms,
         )
 
@@ -369,6 +371,7 @@ def test_what_is_read_at_the_scrape() -> None:
     assert service.value("segment_inflight_requests") == 2
     assert service.value("segment_concurrency_limit") == 8
     assert service.value("aggregation_open_keys") == 4
+    assert service.value("suppression_keys") == 9
     assert service.value("destinations", state="paused") == 2
     assert service.value("destinations", state="flowing") == 0
     assert service.value("config_flush_interval_seconds") == 1.5

@@ -448,7 +448,11 @@ def test_with_the_profile_altis_calls_go_out_as_php_sends_them_and_skipped_recor
 
     async def main() -> None:
         pipeline = make_pipeline(
-            "127.0.0.1:9", "events", "http://127.0.0.1:9/v1/batch", transform__profile="altis"
+            "127.0.0.1:9",
+            "events",
+            "http://127.0.0.1:9/v1/batch",
+            transform__profile="altis",
+            aggregate__suppress_for="1h",
         )
         partition, records = consumer_records(0, len(values))
         for record, value in zip(records, values, strict=True):
@@ -470,6 +474,51 @@ def test_with_the_profile_altis_calls_go_out_as_php_sends_them_and_skipped_recor
         await pipeline.revoked()
         await pipeline.ended()
         assert account.balance() == []
+        assert pipeline._budget.used == 0
+
+    virtual_time.run(main())
+
+
+def test_suppression_is_the_generations_and_what_was_refused_was_not_delivered() -> None:
+    event = b'{"event_type":"e","endpoint":{"Id":"visitor","Attributes":{"seen":["%d"]}}}'
+
+    async def main() -> None:
+        pipeline = make_pipeline(
+            "127.0.0.1:9",
+            "events",
+            "http://127.0.0.1:9/v1/batch",
+            aggregate__suppress_for="1h",
+            aggregate__ignore_traits="seen",
+        )
+        partition, records = consumer_records(0, 4)
+        suppressed: list[int] = []
+
+        async def read(*, refused: bool = False) -> None:
+            record = records[len(suppressed)]
+            record.value = event % record.offset
+            await pipeline.read([(partition, [record])])
+            generation = pipeline._generation
+            assert generation is not None
+            (lane,) = generation.lanes.values()
+            lane.close("time", 0.0)
+            batch = lane.ready.popleft()
+            if refused:
+                pipeline.refused(lane, batch, 0, "400")
+            lane.settle(batch, 0.0)
+            suppressed.append(pipeline.account.suppressed["identify"])
+
+        pipeline.assigned(frozenset({partition}))
+        await read(refused=True)
+        await read()
+        await read()
+        assert suppressed == [0, 0, 1]
+        assert pipeline.readings().suppression_keys == 2
+        await pipeline.ended()
+        assert pipeline.readings().suppression_keys == 0
+        pipeline.assigned(frozenset({partition}))
+        await read()
+        assert suppressed[-1] == 1
+        await pipeline.ended()
         assert pipeline._budget.used == 0
 
     virtual_time.run(main())

@@ -130,6 +130,10 @@ class Ledger:
         """Note that a call was merged into another one, which goes on in its place."""
         self._end_calls(self._account.merged, kind, 1)
 
+    def suppressed(self, kind: str) -> None:
+        """Note that a call was left out: Segment has what it says."""
+        self._end_calls(self._account.suppressed, kind, 1)
+
     def delivered(self, kind: str, calls: int, further: int = 0) -> None:
         """Note calls that Segment accepted; with a page or track call its record is delivered.
 

@@ -5,7 +5,8 @@ Segment, so their order counts, and each is billed, so fewer are better:
 
 - all unsettled calls of a profile stand in one batch, in order;
 - contributions of one profile with the same userId and anonymousId merge, key by key, as long as their batch is open;
-- what comes while that batch is in flight waits, merges on, and moves into the open batch when it is settled.
+- what comes while that batch is in flight waits, merges on, and moves into the open batch when it is settled;
+- with nothing unsettled of a profile, what says nothing new is left out, if that is wanted: see `Suppression`.
 
 The id of such a call is a hash of its contributions' ids, its number in the lane and a nonce of the generation. So it
 is the same across retries, and new after a redelivery and for a record that Kafka has twice: Segment drops ids it has
@@ -16,23 +17,28 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import orjson
 
 from streamer.core.batch import FURTHER, Batch
-from streamer.core.model import CALL_TYPES, Main
+from streamer.core.model import CALL_TYPES, Contribution, Main
 from streamer.core.validate import MAX_CALL_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from streamer.core.account import Ledger
     from streamer.core.batch import Limits
     from streamer.core.budget import Share
-    from streamer.core.model import Changed, Contribution, Formatted
+    from streamer.core.model import Changed, Formatted
     from streamer.core.offsets import Chunk
+    from streamer.core.suppression import Suppression
 
 _Profile: TypeAlias = str | tuple[str, str]
 """As `Contribution.profile`."""
+
+_Call = TypeVar("_Call", bound=Contribution | Main)
 
 _TYPE_INDEX = {kind: index for index, kind in enumerate(CALL_TYPES)}
 
@@ -96,6 +102,7 @@ class Lane:
         nonce: 16 random bytes of the generation.
         ledger: where the calls' fates are written.
         share: the generation's share of the memory budget.
+        suppression: says which calls needn't be sent; None if all are.
 
     Attributes:
         open: the batch that calls are added to, None when there is nothing in it.
@@ -112,6 +119,7 @@ class Lane:
         nonce: bytes,
         ledger: Ledger,
         share: Share,
+        suppression: Suppression | None = None,
     ) -> None:
         self.write_key = write_key
         self.ledger = ledger
@@ -122,6 +130,7 @@ class Lane:
         self._limits = limits
         self._merges = {"identify": merging.identify, "group": merging.group}
         self._nonce = b"\0" + nonce
+        self._suppression = suppression
         self._number = 0  # of the last identify or group call
         # The profiles with calls that aren't settled, and the batch in which these stand.
         self._batches: dict[_Profile, Batch] = {}
@@ -154,7 +163,10 @@ class Lane:
             chunk: the chunk of the record.
             record: its number there.
         """
+        contributions: Iterable[Contribution]
         contributions, kind, main = formatted
+        if self._suppression is not None:
+            contributions = self._needed(self._suppression, contributions, chunk.read_at)
         taken = 0
         for new in contributions:
             profile = new.profile
@@ -174,7 +186,10 @@ class Lane:
 
     def add_changed(self, changed: Changed, chunk: Chunk, record: int) -> None:
         """Take in the calls of one record that site code has had in its hands; see `add`."""
-        for call in changed.taken:
+        taken: Iterable[Contribution | Main] = changed.taken
+        if self._suppression is not None:
+            taken = self._needed(self._suppression, changed.taken, chunk.read_at)
+        for call in taken:
             if isinstance(call, Main):
                 data, kind = call.serialised, _TYPE_INDEX[call.type]
                 batch = self._room(len(data), chunk.read_at)
@@ -205,6 +220,19 @@ class Lane:
         self.open = None
         self.ready.append(batch)
 
+    def refused(self, batch: Batch, place: int) -> None:
+        """Note that a call becomes a dead letter; its batch isn't settled yet.
+
+        Args:
+            batch: one of this lane, closed.
+            place: the call's.
+        """
+        if self._suppression is not None and batch.kind(place) in self._merges:
+            for (
+                profile
+            ) in batch.profiles:  # the call's is one of them; none but it would be worth a search
+                self._suppression.refused(profile)
+
     def settle(self, batch: Batch, now: float) -> None:
         """Let go of a batch of which every call is delivered or kept as a dead letter; what waited for it moves on.
 
@@ -218,9 +246,22 @@ class Lane:
         )
         for profile in batch.profiles:
             del self._batches[profile]
-            if profile in self._waiting:
+            waits = profile in self._waiting
+            if self._suppression is not None:
+                self._suppression.settled(profile, now, more=waits)
+            if waits:
                 self._move_on(profile, now)
         batch.let_go()
+
+    def _needed(
+        self, suppression: Suppression, calls: Iterable[_Call], now: float
+    ) -> Iterator[_Call]:
+        """Give the calls of a record that have to be sent, one by one, as each is taken in."""
+        for call in calls:
+            if isinstance(call, Main) or not suppression.leaves_out(call, now):
+                yield call
+            else:
+                self.ledger.suppressed(call.type)
 
     def _add_behind(self, new: Contribution, chunk: Chunk, record: int) -> None:
         """Take in a contribution to a profile that has calls which aren't settled."""

@@ -101,6 +101,7 @@ def test_what_completes_after_the_end_counts_nowhere() -> None:
     ledger.consumed("events", 1, 5)
     ledger.made("track")
     ledger.merged("identify")
+    ledger.suppressed("identify")
     ledger.delivered("track", 1)
     ledger.refused("track", Reason.REFUSED)
     ledger.dead_lettered(Reason.EMPTY)
@@ -225,10 +226,12 @@ class AnyFate(RuleBasedStateMachine):
             if not story.ended:
                 self.records["filtered"] += 1
 
-    @rule(data=st.data(), fate=st.sampled_from(["delivered", "merged", "refused"]))
+    @rule(data=st.data(), fate=st.sampled_from(["delivered", "merged", "suppressed", "refused"]))
     def decide(self, data: st.DataObject, fate: str) -> None:
         story = self.story(data)
-        choices = [kind for kind in story.calls if fate != "merged" or kind not in MAIN]
+        choices = [
+            kind for kind in story.calls if fate in ("delivered", "refused") or kind not in MAIN
+        ]
         if not choices:
             return
         kind = data.draw(st.sampled_from(choices))
@@ -238,6 +241,8 @@ class AnyFate(RuleBasedStateMachine):
                 story.ledger.delivered(kind, 1)
             case "merged":
                 story.ledger.merged(kind)
+            case "suppressed":
+                story.ledger.suppressed(kind)
             case _:
                 story.ledger.refused(kind, Reason.REFUSED)
         if not story.ended:
@@ -280,6 +285,7 @@ class AnyFate(RuleBasedStateMachine):
                 "made": account.made,
                 "delivered": account.calls_delivered,
                 "merged": account.merged,
+                "suppressed": account.suppressed,
                 "refused": account.refused,
                 "released": account.calls_released,
             }

@@ -27,6 +27,7 @@ from streamer.core.batch import ENVELOPE_BYTES, MAIN_TYPES, Limits
 from streamer.core.budget import Budget
 from streamer.core.model import Changed, Contribution, Formatted, Main
 from streamer.core.offsets import Chunk
+from streamer.core.suppression import DIGEST_BYTES, Digests, Suppression
 from streamer.core.validate import MAX_CALL_BYTES
 
 if TYPE_CHECKING:
@@ -433,11 +434,12 @@ class Said:
 
 @dataclass
 class Profile:
-    """What was said of a profile, in order, how much of that is settled, and the traits that Segment has."""
+    """What was said of a profile, in order, how much is settled, and what Segment has, each pair since when."""
 
     said: list[Said] = field(default_factory=list)
     settled: int = 0
     traits: dict[str, Any] = field(default_factory=dict)
+    delivered_at: dict[tuple[str | None, str | None], float] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=4096)
@@ -452,7 +454,9 @@ def profile_of(call: dict[str, Any]) -> Any:
 
 
 _sizes = st.sampled_from([0] * 9 + [9_000, 16_000, 31_000])
-_traits = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 3), max_size=3)
+_traits = st.just({"a": 1}) | st.dictionaries(
+    st.sampled_from("abcd"), st.integers(0, 3), max_size=3
+)
 _contributions = st.fixed_dictionaries(
     {
         "traits": _traits,
@@ -484,19 +488,33 @@ class AnyInterleaving(RuleBasedStateMachine):
         max_calls=st.sampled_from([1, 2, 3, 5, 50, 50, 50]),
         max_bytes=st.sampled_from([33_000, 50_000, 475_000]),
         merging=st.sampled_from([Merging(), Merging(), Merging(), Merging(False, False)]),
+        suppress_seconds=st.sampled_from([0, 9, 1000, 1000]),
+        digests=st.sampled_from([3, 100]),
     )
-    def begin(self, max_calls: int, max_bytes: int, merging: Merging) -> None:
+    def begin(
+        self, max_calls: int, max_bytes: int, merging: Merging, suppress_seconds: int, digests: int
+    ) -> None:
         self.limits = Limits(max_calls, max_bytes)
         self.merging = merging
+        self.suppress_seconds = suppress_seconds
+        self.most_digests = digests
         self.account = Account()
         self.budget = Budget(1)
         self.clock = 0
+        self.last: dict[str, Any] = {}
         self.seen: set[str] = set()  # by Segment
         self.generation()
 
     def generation(self) -> None:
         self.ledger = self.account.ledger()
         self.share = self.budget.share()
+        self.digests = Digests(self.most_digests * DIGEST_BYTES, self.share)
+        suppression = Suppression(
+            self.digests,
+            write_key="key",
+            seconds=self.suppress_seconds,
+            ignore_traits=frozenset(),
+        )
         self.lane = Lane(
             write_key="key",
             limits=self.limits,
@@ -504,9 +522,13 @@ class AnyInterleaving(RuleBasedStateMachine):
             nonce=self.clock.to_bytes(16),
             ledger=self.ledger,
             share=self.share,
+            suppression=suppression if self.suppress_seconds else None,
         )
         self.in_flight: list[Batch] = []
         self.profiles: dict[Any, Profile] = defaultdict(Profile)
+        self.groups: dict[str, dict[str, Any]] = defaultdict(
+            dict
+        )  # the traits that Segment has of each
         self.mains: dict[str, tuple[Chunk, float]] = {}  # by id, while they aren't settled
         self.chunks: list[Chunk] = []
 
@@ -515,6 +537,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     @rule(records=st.lists(_records, min_size=1, max_size=3))
     def read(self, records: list[dict[str, Any]]) -> None:
         """A chunk is read, noted and processed."""
+        self.last = records[-1]
         first = self.clock
         numbers = range(first, first + len(records))
         stamps, keys = [1000] * len(records), [None] * len(records)
@@ -536,9 +559,32 @@ class AnyInterleaving(RuleBasedStateMachine):
             self.mains[f"m{self.clock}"] = (chunk, chunk.read_at)
             for made in (*(one.type for one in contributions), record["kind"]):
                 self.ledger.made(made)
+            before = dict(self.account.suppressed)
             self.lane.add(formatted, chunk, number)
             assert chunk.holders > 1
+            for one in contributions:
+                if (
+                    self.account.suppressed[one.type] > before[one.type]
+                ):  # a record has one of each at most
+                    self.left_out(one)
         chunk.let_go()
+
+    def left_out(self, one: Contribution) -> None:
+        """Segment has it all, nothing is on its way, and it isn't long ago that it was told."""
+        profile = self.profiles[one.profile]
+        said = profile.said.pop()
+        assert said.one is one
+        assert profile.settled == len(profile.said)
+        for known in (
+            profile.traits,
+            *([self.groups[one.profile[1]]] if one.type == "group" else []),
+        ):
+            assert known | said.traits == known
+        assert said.read_at - profile.delivered_at[said.pair] < self.suppress_seconds
+        if one.type == "group":
+            for key, other in self.profiles.items():
+                if key[1:] == one.profile[1:]:
+                    assert all(s.traits == said.traits for s in other.said[other.settled :])
 
     def say(
         self, record: dict[str, Any], group: str | None, says: dict[str, Any], chunk: Chunk
@@ -582,6 +628,22 @@ class AnyInterleaving(RuleBasedStateMachine):
     @rule(data=st.data())
     def settle(self, data: st.DataObject) -> None:
         self.deliver(self.in_flight.pop(data.draw(st.integers(0, len(self.in_flight) - 1))))
+
+    @precondition(lambda self: self.last)
+    @rule()
+    def come_again(self) -> None:
+        """Once all is settled, a visitor says the same as before."""
+        self.settle_all()
+        self.read([self.last])
+
+    @rule()
+    def settle_all(self) -> None:
+        """All that is open or in flight is settled; what waited for it may be open then."""
+        self.lane.close("time", float(self.clock))
+        self.in_flight += self.lane.ready
+        self.lane.ready.clear()
+        while self.in_flight:
+            self.deliver(self.in_flight.pop(0))
 
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
@@ -629,6 +691,9 @@ class AnyInterleaving(RuleBasedStateMachine):
             previous[key] = run, call
             profile.settled += len(run)
             profile.traits |= call.get("traits", {})
+            profile.delivered_at[run[-1].pair] = float(self.clock)
+            if call["type"] == "group":
+                self.groups[call["groupId"]] |= call.get("traits", {})
         assert batch.oldest == min(read)
         for kind, number in batch.counts():
             self.ledger.delivered(kind, number)
@@ -708,7 +773,8 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     @invariant()
     def the_budget_has_every_call(self) -> None:
-        used = 0
+        used = DIGEST_BYTES * len(self.digests)
+        assert len(self.digests) <= self.most_digests
         for batch in self.batches():
             merged = sum(kind not in MAIN_TYPES for kind in batch.types)
             used += sum(map(len, batch.calls)) + CALL_OVERHEAD * len(batch)
@@ -742,7 +808,8 @@ class AnyInterleaving(RuleBasedStateMachine):
                 laid |= said.traits
             assert profile.traits == laid
         assert [chunk.holders for chunk in self.chunks] == [0] * len(self.chunks)
-        assert self.budget.used == self.lane.waiting_calls == self.account.in_flight == 0
+        assert self.budget.used == DIGEST_BYTES * len(self.digests)
+        assert self.lane.waiting_calls == self.account.in_flight == 0
         assert not any(self.account.calls_in_flight.values())
         assert self.account.balance() == []
 
