@@ -747,7 +747,7 @@ class Config(_Section):
     """
 
     plugins: Names = ()
-    hook_timeout: Annotated[float, _duration("100ms", "10m")] = 10.0
+    hook_timeout: Annotated[float, _duration("100ms", "2m")] = 10.0
     shutdown_timeout: Annotated[float, _duration("0s", "1h")] = 25.0
     kafka: KafkaSettings = KafkaSettings()
     segment: SegmentSettings = SegmentSettings()

@@ -459,7 +459,7 @@ def headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
     said = {
         "kind": letter.kind,
         "reason": str(letter.reason),
-        "detail": letter.detail,
+        "detail": letter.detail.encode("utf-8", "replace").decode(),  # site code may say anything
         "topic": letter.topic,
         "partition": str(letter.partition),
         "offset": str(letter.offset),
@@ -473,7 +473,7 @@ def _line(letter: DeadLetter) -> dict[str, Any]:
     return {
         "kind": letter.kind,
         "reason": str(letter.reason),
-        "detail": letter.detail,
+        "detail": letter.detail.encode("utf-8", "replace").decode(),  # site code may say anything
         "topic": letter.topic,
         "partition": letter.partition,
         "offset": letter.offset,

@@ -10,22 +10,27 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import structlog
+
 from streamer.core.changed import take_back
-from streamer.core.model import Filtered, FilterReason, Formatted, Reason, Reject
+from streamer.core.model import Filtered, FilterReason, Formatted, Main, Reason, Reject
 from streamer.core.transform import keyed
 from streamer.handlers import Failure
+from streamer.hooks import API_WRITE_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from hashlib import blake2b
 
-    from streamer.core.model import Changed
+    from streamer.core.model import Changed, Contribution
     from streamer.core.sites import Sites
     from streamer.core.transform import Transform
     from streamer.handlers import Filters
     from streamer.hooks import Call
 
-_WRITE_KEY = re.compile(r"[!-9;-~]+")  # as `segment.write_key` may be
+log = structlog.get_logger()
+
+_WRITE_KEY = re.compile(r"[!-9;-~]{1,200}")  # as `segment.write_key` may be
 _NO_WRITE_KEY = Filtered(FilterReason.NO_WRITE_KEY)
 _PORTION_BYTES = 192_000
 _RECORD_BYTES = 1000
@@ -104,23 +109,32 @@ class Formatter:
         """Let go of the threads of site code."""
         self._filters.close()
 
-    async def format(self, values: Sequence[Value]) -> list[Made]:
+    async def format(self, values: Sequence[Value], deadline: float = float("inf")) -> list[Made]:
         """Make the calls of a chunk's records.
 
         Args:
             values: the records, in order.
+            deadline: when it is too late for site code, in seconds of the event loop's clock.
 
         Returns:
             what came of each. Nothing is raised, whatever is in the records and whatever site code does.
         """
+        try:
+            return await self._format(values, deadline)
+        except Exception as error:
+            log.exception("a chunk's calls can't be made")
+            detail = f"What site code gave can't be worked with: {type(error).__name__}."
+            return [Made("", Reject(Reason.HOOK_FAILED, detail))] * len(values)
+
+    async def _format(self, values: Sequence[Value], deadline: float) -> list[Made]:
         made: list[Made] = []
         shown: list[_Shown] = []
         key_hashes: dict[str, blake2b] = {}
         for portion in _portions(values):
-            made += await self._portion(portion, key_hashes, shown, len(made))
+            made += await self._portion(portion, key_hashes, shown, len(made), deadline)
             await asyncio.sleep(0)
         if shown:
-            await self._change(made, shown, key_hashes)
+            await self._change(made, shown, key_hashes, deadline)
         return made
 
     async def _portion(
@@ -129,6 +143,7 @@ class Formatter:
         key_hashes: dict[str, blake2b],
         shown: list[_Shown],
         start: int,
+        deadline: float,
     ) -> list[Made]:
         """Make the calls of some records, before site code sees them; a whole chunk of events takes much memory."""
         made = [_NOT_MADE] * len(values)
@@ -139,7 +154,7 @@ class Formatter:
                 events.append(_Event(number, *decoded))
             else:
                 made[number] = Made("", decoded)
-        keys = await self._write_keys(events)
+        keys = await self._write_keys(events, deadline)
         for (number, stripped, event), key in zip(events, keys, strict=True):
             if not isinstance(key, str):
                 made[number] = Made("", key)
@@ -147,7 +162,12 @@ class Formatter:
             key_hash = key_hashes.get(key)
             if key_hash is None:
                 key_hash = key_hashes[key] = keyed(key)
-            result = self._transform.make(stripped, event, values[number].timestamp_ms, key_hash)
+            try:
+                result = self._transform.make(
+                    stripped, event, values[number].timestamp_ms, key_hash
+                )
+            except Exception as error:  # noqa: BLE001 - of an event as its JSON says nothing is raised
+                result = _changed_event(error)
             made[number] = Made(key if isinstance(result, Formatted) else "", result)
             if self._filters.see_calls and isinstance(result, Formatted):
                 record_hash = key_hash.copy()
@@ -155,22 +175,29 @@ class Formatter:
                 shown.append(_Shown(start + number, key, record_hash, result.calls()))
         return made
 
-    async def _write_keys(self, events: Sequence[_Event]) -> list[str | Reject | Filtered]:
+    async def _write_keys(
+        self, events: Sequence[_Event], deadline: float
+    ) -> list[str | Reject | Filtered]:
         keys = [self._sites.write_key(one.event) for one in events]
         if not self._filters.choose_write_keys:
             return [key or _NO_WRITE_KEY for key in keys]
-        chosen = await self._filters.write_keys(keys, [one.event for one in events])
+        chosen = await self._filters.write_keys(keys, [one.event for one in events], deadline)
         return [_checked_key(key) for key in chosen]
 
     async def _change(
-        self, made: list[Made], shown: Sequence[_Shown], key_hashes: dict[str, blake2b]
+        self,
+        made: list[Made],
+        shown: Sequence[_Shown],
+        key_hashes: dict[str, blake2b],
+        deadline: float,
     ) -> None:
         """Have site code change what was made; only records of which calls were made are shown to it."""
         ids = [
             frozenset(id_ for call in one.calls if isinstance(id_ := call.get("messageId"), str))
             for one in shown
         ]
-        changed = await self._filters.formatted_data([one.calls for one in shown])
+        changed = await self._filters.formatted_data([one.calls for one in shown], deadline)
+        done = 0
         for place, one in enumerate(shown):
             if isinstance(changed, Failure):
                 made[one.number] = Made("", Reject(Reason.HOOK_FAILED, changed.detail))
@@ -185,8 +212,20 @@ class Formatter:
             )
             key = "" if isinstance(result, Reject | Filtered) else one.write_key
             made[one.number] = Made(key, result)
-            if place % 50 == 0:  # calls are 32 kB at most
+            if not isinstance(result, Reject | Filtered):
+                done += sum(map(_size_of, result.taken))
+            if done >= _PORTION_BYTES:
+                done = 0
                 await asyncio.sleep(0)
+
+
+def _size_of(call: Contribution | Main) -> int:
+    return 1000 + len(call.serialised if isinstance(call, Main) else call.traits_json)
+
+
+def _changed_event(error: Exception) -> Reject:
+    detail = f"{API_WRITE_KEY}: a handler changed the event, of which no calls can be made now: {type(error).__name__}."
+    return Reject(Reason.HOOK_FAILED, detail)
 
 
 def _portions(values: Sequence[Value]) -> Iterator[Sequence[Value]]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 import structlog
 
 from streamer.errors import PluginError
-from streamer.hooks import API_WRITE_KEY, FORMATTED_DATA
+from streamer.hooks import API_WRITE_KEY, FORMATTED_DATA, handler_name
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -146,15 +146,13 @@ def _finish(done: asyncio.Future[Any], result: object, error: BaseException | No
         done.set_exception(error)
 
 
-def handler_name(handler: Handler) -> str:
-    """Name a handler for a person: its module and its name there."""
-    module = getattr(handler, "__module__", None)
-    name = getattr(handler, "__qualname__", None) or repr(handler)
-    return f"{module}.{name}" if module else name
+def traceback_of(error: BaseException, secrets: Iterable[str] = ()) -> str:
+    """Give the end of an exception's traceback, from where site code begins.
 
-
-def traceback_of(error: BaseException) -> str:
-    """Give the end of an exception's traceback, from where site code begins."""
+    Args:
+        error: the exception.
+        secrets: what isn't shown: write keys that a handler was given, and may say.
+    """
     own = error.__traceback__
     while own is not None and _is_ours(own.tb_frame.f_code.co_filename):
         own = own.tb_next
@@ -162,11 +160,19 @@ def traceback_of(error: BaseException) -> str:
         text = "".join(traceback.format_exception(type(error), error, own)).strip()
     except Exception:  # noqa: BLE001 - an exception of others may fail to say what it is
         text = type(error).__name__
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        for form in {secret, repr(secret)[1:-1], repr(f"{secret}'")[1:-2]}:
+            text = text.replace(form, "[write key]")
+    text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= _MAX_TRACEBACK else f"…{text[-_MAX_TRACEBACK:]}"
 
 
 def _is_ours(file: str) -> bool:
     return file.startswith(_PACKAGE) or "importlib" in file
+
+
+left_behind: set[asyncio.Future[Any]] = set()
+"""What was given up and hasn't ended: an event loop that closes would wait for it."""
 
 
 class _Log:
@@ -219,33 +225,37 @@ class Filters:
         """Let the thread end."""
         self._worker.close()
 
-    async def write_keys(self, keys: Sequence[str], events: Sequence[Event]) -> list[str | Failure]:
+    async def write_keys(
+        self, keys: Sequence[str], events: Sequence[Event], deadline: float = float("inf")
+    ) -> list[str | Failure]:
         """Ask for the write keys of a chunk's events.
 
         Args:
             keys: what each would have.
             events: the events.
+            deadline: when it is too late for anything, in seconds of the event loop's clock.
 
         Returns:
             for each event what the handlers made of its key, or why they couldn't.
         """
         found: list[Any] = list(keys)
+        secrets = set(keys)
         for handler in self._hooks.handlers(API_WRITE_KEY):
             places = [i for i, key in enumerate(found) if not isinstance(key, Failure)]
             arguments = [(found[place], events[place]) for place in places]
             given: list[Any]
             try:
-                given = await _limited(self._chosen(handler, arguments), self._timeout_seconds)
+                given = await _limited(self._chosen(handler, arguments), self._seconds(deadline))
             except _TookTooLongError as error:
                 given = [self._late(API_WRITE_KEY, handler, error)] * len(places)
+            secrets |= {key for key in given if type(key) is str}
             for place, key in zip(places, given, strict=True):
                 found[place] = key
             for place in places:
                 key = found[place]
                 if isinstance(key, Exception):
-                    secrets = {*keys, *(one for one in found if isinstance(one, str))}
                     found[place] = self._raised(API_WRITE_KEY, handler, key, secrets)
-                elif not isinstance(key, str | Failure):
+                elif type(key) is not str and not isinstance(key, Failure):
                     gave = "nothing" if key is None else type(key).__name__
                     detail = (
                         f"{handler_name(handler)} gave {gave}; expected the write key as text, or an empty one to"
@@ -260,25 +270,36 @@ class Filters:
         if inspect.iscoroutinefunction(handler):
             return await asyncio.gather(*(_awaited(handler(*one)) for one in arguments))
 
+        given_up = threading.Event()
+
         def each() -> list[Any]:
             given: list[Any] = []
             for one in arguments:
+                if given_up.is_set():
+                    break
                 try:
                     given.append(handler(*one))
                 except BaseException as error:  # noqa: BLE001 - code of others may raise anything
                     given.append(_as_exception(error))
             return given
 
-        given = await self._worker.call(each)
+        try:
+            given = await self._worker.call(each)
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
         if any(map(inspect.isawaitable, given)):
             given = await asyncio.gather(*map(_awaited, given))
         return given
 
-    async def formatted_data(self, data: list[list[Call]]) -> list[object] | Failure:
+    async def formatted_data(
+        self, data: list[list[Call]], deadline: float = float("inf")
+    ) -> list[object] | Failure:
         """Have the calls of a chunk's records changed.
 
         Args:
             data: a list for each record, of its calls.
+            deadline: when it is too late for anything, in seconds of the event loop's clock.
 
         Returns:
             what the handlers made of it, of the same length; or why they couldn't.
@@ -288,8 +309,10 @@ class Filters:
             try:
                 changed = await _limited(
                     _called(self._worker, handler, lambda: (changed,)),  # noqa: B023 - awaited here
-                    self._timeout_seconds,
+                    self._seconds(deadline),
                 )
+                if isinstance(changed, list):
+                    changed = [*changed]  # of whatever class it is, and whoever changes it later
             except _TookTooLongError as error:
                 return self._late(FORMATTED_DATA, handler, error)
             except Exception as error:  # noqa: BLE001 - code of others may raise anything
@@ -306,7 +329,11 @@ class Filters:
                 )
                 self._log.failed(FORMATTED_DATA, "wrong", detail=detail)
                 return Failure(f"{FORMATTED_DATA}: {detail}.")
-        return list(changed)
+        return cast("list[object]", changed)
+
+    def _seconds(self, deadline: float) -> float:
+        left = deadline - asyncio.get_running_loop().time()
+        return min(self._timeout_seconds, max(left, 0.0))
 
     def _late(self, hook: str, handler: Handler, error: Exception) -> Failure:
         self._log.failed(hook, "timeout", handler=handler_name(handler), why=str(error))
@@ -315,9 +342,7 @@ class Filters:
     def _raised(
         self, hook: str, handler: Handler, error: Exception, secrets: Iterable[str] = ()
     ) -> Failure:
-        text = traceback_of(error)
-        for secret in filter(None, secrets):  # handlers are given write keys, and may say them
-            text = text.replace(secret, "[write key]")
+        text = traceback_of(error, secrets)
         self._log.failed(hook, "raised", handler=handler_name(handler), traceback=text)
         return Failure(f"{hook}: {handler_name(handler)} raised: {text}")
 
@@ -361,6 +386,7 @@ async def _limited(work: Coroutine[Any, Any, _T], seconds: float) -> _T:
     finally:
         if not task.done():
             task.cancel()
+            left_behind.add(task)
             task.add_done_callback(_forget)
     if not task.done():
         raise _TookTooLongError(f"it took longer than hook_timeout, {seconds:g} s")
@@ -373,6 +399,7 @@ async def _limited(work: Coroutine[Any, Any, _T], seconds: float) -> _T:
 
 
 def _forget(task: asyncio.Future[Any]) -> None:
+    left_behind.discard(task)
     if not task.cancelled():
         task.exception()  # nobody else asks for it
 
@@ -490,7 +517,7 @@ def at_start(hooks: Hooks, hook: str, value: _T, *arguments: object) -> _T:
             changed = handler(value, *arguments)
             if inspect.isawaitable(changed):
                 changed = _awaited_elsewhere(changed)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{hook}: {handler_name(handler)} raised:\n{traceback_of(error)}"
             ) from error

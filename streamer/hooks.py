@@ -23,6 +23,7 @@ import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
 from streamer.core.model import Response
@@ -323,9 +324,9 @@ class Hooks:
 
         def add(handler: Handler) -> Handler:
             _check_signature(known, hooks[known], handler)
-            handlers = self._handlers.setdefault(known, [])
-            handlers.append(_Registered(handler, priority))
-            handlers.sort(key=lambda one: one.priority)
+            handlers = [*self._handlers.get(known, ()), _Registered(handler, priority)]
+            # Another list, not the old one sorted: a chunk on its way must not find it empty.
+            self._handlers[known] = sorted(handlers, key=lambda one: one.priority)
             return handler
 
         return add
@@ -335,6 +336,14 @@ class Hooks:
         kept = [one for one in handlers if one.handler is not handler and one.handler != handler]
         self._handlers[name] = kept
         return len(kept) < len(handlers)
+
+
+def handler_name(handler: Handler) -> str:
+    """Name a handler for a person: its module and its name there, never what it holds."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    one: object = handler if hasattr(handler, "__qualname__") else type(handler)
+    return f"{getattr(one, '__module__', None)}.{getattr(one, '__qualname__', '?')}"
 
 
 def _known(kind: str, hooks: Mapping[str, Sequence[str]], name: str) -> str:
@@ -359,7 +368,7 @@ def _check_field(field: object, where: str = "") -> None:
 
 def _check_signature(name: str, arguments: Sequence[str], handler: Handler) -> None:
     if not callable(handler):
-        raise TypeError(f"{name}: expected a function; found {handler!r}")
+        raise TypeError(f"{name}: expected a function; found {type(handler).__name__}")
     try:
         signature = inspect.signature(handler)
     except ValueError:  # of some built-in functions nothing is known
@@ -369,7 +378,7 @@ def _check_signature(name: str, arguments: Sequence[str], handler: Handler) -> N
     except TypeError as error:
         raise TypeError(
             f"{name}: a handler is called with ({', '.join(arguments)}), but"
-            f" {getattr(handler, '__name__', handler)} takes {signature}: {error}"
+            f" {handler_name(handler)} takes ({', '.join(signature.parameters)}): {error}"
         ) from None
 
 

@@ -45,7 +45,7 @@ from streamer.dead_letter import DeadLetters, FileSink, KafkaSink
 from streamer.delivery import Delivery, states
 from streamer.errors import MappingError
 from streamer.formatter import Formatter, Value
-from streamer.handlers import Actions, Filters, at_start, handler_name
+from streamer.handlers import Actions, Filters, at_start
 from streamer.hooks import (
     AFTER_SEND,
     API_WRITE_KEY,
@@ -54,6 +54,7 @@ from streamer.hooks import (
     MAPPING,
     REQUEST_FAILURE,
     REQUEST_SUCCESS,
+    handler_name,
     registered,
 )
 from streamer.metrics import Metrics, Readings
@@ -92,6 +93,9 @@ _TOO_MANY_WRITE_KEYS = Reject(
     Reason.TOO_MANY_WRITE_KEYS,
     f"The event's write key is none of the {MAX_LANES} that this process has calls for, and there may not be more.",
 )
+_SITE_CODE_TIMEOUT = 120.0
+"""Seconds that site code may take for one read, of up to 500 chunks: after 300 the group gives a member up that doesn't
+poll."""
 _ACTIONS_TIMEOUT = 5.0
 """Seconds that a stop waits for actions, at most: Kafka and Segment have all by then."""
 _DIGESTS_SHARE = 0.25
@@ -460,7 +464,9 @@ class Pipeline:
         needed = self._formatter.needed or self._actions.wanted(AFTER_SEND) or not self._write_key
         for (chunk, size), together in chunks:
             if needed:
-                await self._process_with_site_code(generation, chunk, together)
+                await self._process_with_site_code(
+                    generation, chunk, together, now + _SITE_CODE_TIMEOUT
+                )
             else:
                 done = await self._process(generation, chunk, together, done)
             if generation.ended:
@@ -536,11 +542,15 @@ class Pipeline:
         return done
 
     async def _process_with_site_code(
-        self, generation: Generation, chunk: Chunk, records: Sequence[ConsumerRecord]
+        self,
+        generation: Generation,
+        chunk: Chunk,
+        records: Sequence[ConsumerRecord],
+        deadline: float,
     ) -> None:
         """Process a chunk with site code or sites; what comes back after its generation has ended counts nowhere."""
         values = [Value(record.value, record.timestamp) for record in records]
-        formatted = await _unless(generation.over, self._formatter.format(values))
+        formatted = await _unless(generation.over, self._formatter.format(values, deadline))
         if formatted is None:
             return
         ledger, keep = generation.ledger, self._actions.wanted(AFTER_SEND)
@@ -693,10 +703,10 @@ class Pipeline:
 
     def settled(self, batch: Batch) -> None:
         """Tell site code that nothing of a batch is left to send, if it wants to know."""
-        if not self._actions.wanted(AFTER_SEND):
-            return
         response = self._responses.pop(batch, None)
-        if response is None:  # its last answer came before the handler
+        if response is None or not self._actions.wanted(
+            AFTER_SEND
+        ):  # or it came before the handler
             return
         calls = batch.calls
         events = [
@@ -776,9 +786,7 @@ async def _unless(over: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T | No
         return None if over.is_set() else await working
     finally:
         waiting.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+        working.cancel()
 
 
 def _note_made(ledger: Ledger, made: dict[str, int]) -> None:

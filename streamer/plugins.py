@@ -52,7 +52,7 @@ def load_plugins(names: Iterable[str], file: str | None = None) -> list[str]:
 def _load(what: str, load: Callable[[], object], folders: Iterable[Path] = ()) -> None:
     try:
         load()
-    except (Exception, SystemExit) as error:  # code of others may raise anything
+    except (Exception, SystemExit, GeneratorExit) as error:  # code of others may raise anything
         hint = ""
         if isinstance(error, ModuleNotFoundError):
             where = "".join(f"{folder}, " for folder in dict.fromkeys(folders))

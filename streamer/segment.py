@@ -121,16 +121,17 @@ class Segment:
             answer = Response(
                 response.status, dict(response.headers), text.decode("utf-8", "replace")
             )
-        except TimeoutError as error:
+        # Site code gets exceptions made anew: aiohttp's hold the request, and with it the write key.
+        except TimeoutError:
             outcome = Retry("timeout", f"no answer within {self._timeout_seconds:g} s")
-            answer = error
+            answer = TimeoutError(outcome.detail)
         except aiohttp.ClientConnectorError as error:
             why = error.os_error.strerror or str(error.os_error) or type(error.os_error).__name__
             outcome = Retry("connect", f"can't connect to {error.host}:{error.port}: {why}")
-            answer = error
+            answer = ConnectionError(outcome.detail)
         except (aiohttp.ClientError, OSError) as error:
             outcome = Retry("connect", f"{type(error).__name__}: {error}")
-            answer = error
+            answer = ConnectionError(outcome.detail)
         return Answer(outcome, answer, len(body), clock() - started)
 
 

@@ -167,6 +167,39 @@ def test_one_wrong_record_of_a_chunk_fails_alone() -> None:
     assert isinstance(good.result, Changed)
 
 
+@pytest.mark.parametrize("profile", ["default", "altis"])
+def test_a_handler_that_changes_the_event_against_the_rule_fails_that_record_alone(
+    profile: str,
+) -> None:
+    hooks = Hooks()
+
+    @hooks.filter("altis.analytics.segment.api_write_key")
+    def change(key: str, event: dict[str, Any]) -> str:
+        if event["attributes"].get("blogId") == "1":
+            event["endpoint"]["Attributes"] = (1j, "D")
+            event["endpoint"]["Id"] = object()
+        return key
+
+    wrong, good = formatted(
+        make(hooks, STREAMER_TRANSFORM__PROFILE=profile), event("1"), event("2")
+    )
+    assert isinstance(wrong.result, Reject)
+    assert isinstance(good.result, Formatted)
+
+
+def test_too_many_calls_of_one_record_are_refused() -> None:
+    hooks = Hooks()
+
+    @hooks.filter("altis.analytics.segment.formatted_data")
+    def many(data: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+        return [data[0] * 501, data[1] * 500]
+
+    wrong, good = formatted(make(hooks), event("1"), event("2"))
+    assert isinstance(wrong.result, Reject)
+    assert "1,000 calls; found 1,002" in wrong.result.detail
+    assert len(calls(good)) == 1000
+
+
 def test_with_the_profile_altis_ids_and_calls_stay_as_they_are() -> None:
     hooks = Hooks()
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from streamer.hooks import (
     REQUEST_FAILURE,
     REQUEST_SUCCESS,
     Hooks,
+    handler_name,
 )
 
 LONG = 3600.0
@@ -282,6 +284,128 @@ def test_a_plain_handler_that_hangs_is_left_behind_and_the_loop_goes_on() -> Non
         asyncio.run(main())
     finally:
         release.set()
+
+
+def test_what_a_handler_gave_is_masked_in_what_the_next_one_raises() -> None:
+    hooks = Hooks()
+
+    @hooks.filter("altis.analytics.segment.api_write_key")
+    async def one(key: str, event: dict[str, Any]) -> str:  # noqa: ARG001
+        return "SECRET'OF\"SHOP"
+
+    @hooks.filter("altis.analytics.segment.api_write_key", priority=20)
+    def two(key: str, event: dict[str, Any]) -> str:
+        raise KeyError({key: event, "more": "x" * 1900})
+
+    async def main() -> Any:
+        made, _ = filters(hooks)
+        try:
+            return await made.write_keys(["the-default"], [{}])
+        finally:
+            made.close()
+
+    with capture_logs() as logs:
+        (failure,) = asyncio.run(main())
+    assert isinstance(failure, Failure)
+    assert "SHOP" not in failure.detail
+    assert "SHOP" not in str(logs)
+
+
+def test_the_name_of_a_handler_never_shows_what_it_holds() -> None:
+    class Keys:
+        def __init__(self, key: str) -> None:
+            self.key = key
+
+        def __repr__(self) -> str:
+            return self.key
+
+        def __call__(self, key: str, event: dict[str, Any]) -> str:
+            raise ValueError(key, event)
+
+        def choose(self, key: str, event: dict[str, Any], secret: str = "") -> str:  # noqa: ARG002
+            raise ValueError("no")
+
+    hooks = Hooks()
+    hooks.filter("altis.analytics.segment.api_write_key")(Keys("hidden"))
+    hooks.filter("altis.analytics.segment.api_write_key")(Keys("hidden").choose)
+    hooks.filter("altis.analytics.segment.api_write_key")(
+        partial(Keys("hidden").choose, secret="hidden")
+    )
+    names = [handler_name(one) for one in hooks.handlers(API_WRITE_KEY)]
+    assert [name.rpartition(".")[2] for name in names] == ["Keys", "choose", "choose"]
+    assert "hidden" not in str(names)
+    register: Any = hooks.filter("altis.analytics.segment.groups")
+    for handler in (Keys("hidden"), partial(Keys("hidden").choose, secret="hidden")):
+        with pytest.raises(TypeError, match="takes") as caught:
+            register(handler)
+        assert "hidden" not in str(caught.value)
+
+
+def test_a_plain_handler_of_keys_that_is_given_up_is_asked_no_further() -> None:
+    hooks = Hooks()
+    asked = []
+    release = threading.Event()
+
+    @hooks.filter("altis.analytics.segment.api_write_key")
+    def slow(key: str, event: dict[str, Any]) -> str:
+        asked.append(event["n"])
+        release.wait(60)
+        return key
+
+    async def main() -> None:
+        made, _ = filters(hooks, timeout_seconds=0.05)
+        found = await made.write_keys(["k"] * 100, [{"n": number} for number in range(100)])
+        assert all(isinstance(one, Failure) for one in found)
+        made.close()
+        await asyncio.sleep(0.01)
+        release.set()
+
+    asyncio.run(main())
+    assert_no_thread("filters")
+    assert asked == [0]
+
+
+def test_a_deadline_is_shorter_than_the_time_limit() -> None:
+    hooks = Hooks()
+
+    @hooks.filter("altis.analytics.segment.formatted_data")
+    async def hang(data: list[list[Any]]) -> list[list[Any]]:
+        await asyncio.sleep(LONG)
+        return data
+
+    async def main() -> None:
+        made, _ = filters(hooks, timeout_seconds=10.0)
+        deadline = asyncio.get_running_loop().time() + 12
+        for _ in range(5):
+            assert isinstance(await made.formatted_data([[{}]], deadline), Failure)
+        assert asyncio.get_running_loop().time() == pytest.approx(deadline)
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("how", ["iter", "len"])
+def test_a_list_of_a_class_of_its_own_is_taken_for_what_it_gives(how: str) -> None:
+    class Odd(list):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            return iter([]) if how == "iter" else super().__iter__()
+
+        def __len__(self) -> int:
+            if how == "len":
+                raise ValueError("no")
+            return super().__len__()
+
+    hooks = Hooks()
+
+    @hooks.filter("altis.analytics.segment.formatted_data")
+    async def odd(data: list[list[Any]]) -> Any:
+        return Odd(data)
+
+    async def main() -> Any:
+        made, _ = filters(hooks)
+        return await made.formatted_data([[{}]])
+
+    found = asyncio.run(main())
+    assert isinstance(found, Failure), how
 
 
 # --- the thread --------------------------------------------------------------------------------

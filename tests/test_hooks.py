@@ -113,7 +113,7 @@ def test_slips_at_registering_are_said_in_ones_own_words() -> None:
     def short(mapping: Any) -> Any: ...
 
     with pytest.raises(
-        TypeError, match=r"called with \(mapping, type\), but short takes \(mapping"
+        TypeError, match=r"called with \(mapping, type\), but \S+short takes \(mapping\)"
     ):
         hooks.filter("altis.analytics.segment.mapping")(short)
 

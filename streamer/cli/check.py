@@ -26,8 +26,7 @@ from streamer.cli import AltisOption
 from streamer.config import duration_text, effective, load_config, require_write_key
 from streamer.dead_letter import FileSink
 from streamer.errors import StartError
-from streamer.handlers import handler_name
-from streamer.hooks import API_WRITE_KEY, registered
+from streamer.hooks import API_WRITE_KEY, handler_name, registered
 from streamer.pipeline import make_calls, make_transform
 from streamer.plugins import load_plugins
 

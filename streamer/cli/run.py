@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ import typer
 
 from streamer.cli import AltisOption
 from streamer.config import Config, load_config
+from streamer.handlers import left_behind
 from streamer.hooks import registered
 from streamer.logs import configure
 from streamer.pipeline import Pipeline
@@ -96,6 +98,12 @@ async def forward(settings: Config) -> None:
         dead_lettered=account.dead_lettered.total(),
         released=account.released,
     )
+    if left_behind:  # an event loop that closes would wait for it
+        log.warning(
+            "handlers that ignored their time limit are left behind", count=len(left_behind)
+        )
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def collect_seldom() -> None:

@@ -18,7 +18,7 @@ from streamer.config import load_config
 from streamer.core.model import Filtered, FilterReason, Reject
 from streamer.errors import StartError
 from streamer.formatter import Value
-from streamer.hooks import registered
+from streamer.hooks import API_WRITE_KEY, registered
 from streamer.logs import configure
 from streamer.pipeline import make_formatter, make_transform
 from streamer.plugins import load_plugins
@@ -84,7 +84,12 @@ def transform(
     settings = load_config(config, {"transform.profile": profile}, altis=altis)
     load_plugins(settings.plugins, settings.file)
     write_key = settings.segment.write_key
-    if write_key is None or not write_key.get_secret_value():
+    has_key = write_key is not None and write_key.get_secret_value()
+    if (
+        not has_key
+        and not registered.handlers(API_WRITE_KEY)
+        and not settings.segment.sites.write_keys
+    ):
         settings = _with_placeholder(settings)
     compiled = make_transform(settings, PLACEHOLDER_WRITE_KEY, checked=False)
     if show_code:

@@ -25,6 +25,9 @@ from streamer.core.validate import validate
 if TYPE_CHECKING:
     from hashlib import blake2b
 
+MAX_CALLS = 1000
+"""So many calls may be made of one record."""
+
 _LEFT_OUT = Filtered(FilterReason.HOOK)
 _MAIN = ("page", "track")
 _MADE_ID = re.compile("s1-[0-9a-f]{32}")
@@ -59,8 +62,14 @@ def take_back(
     """
     if not isinstance(calls, list | tuple):
         return _wrong(f"the calls of a record are a list of dicts; found {kind(calls)}")
+    try:
+        calls = [*calls]  # of whatever class it is
+    except Exception as error:  # noqa: BLE001 - which may do anything
+        return _wrong(f"the calls of a record can't be read: {type(error).__name__}")
     if not calls:
         return _LEFT_OUT
+    if len(calls) > MAX_CALLS:
+        return _wrong(f"a record may have {MAX_CALLS:,} calls; found {len(calls):,}")
     taken: list[Contribution | Main] = []
     used: set[str] = set()
     last_main = -1

@@ -1072,14 +1072,16 @@ def _guarded(name: str, callback: Callback) -> Callable[[Any, str], Any]:
         except UnusableTimeError as error:
             detail = f"There is no usable time at {place}: found {error}."
             raise Rejected(Reject(Reason.BAD_TIMESTAMP, detail)) from None
-        except Exception as error:  # noqa: BLE001 - code of others may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - code of others may raise anything, and exit
             detail = f"The callback {name} failed on {place}: {_said(error)}."
             raise Rejected(Reject(Reason.CALLBACK_FAILED, detail)) from None
 
     return guarded
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """Give an exception's name and text, on one line and not too long, as UTF-8 can hold it."""
     try:
         said = " ".join(str(error).split())[:200]

@@ -109,9 +109,17 @@ def test_an_id_that_site_code_gives_stays() -> None:
     assert main(sent(taken(calls)))["messageId"] == "mine"
 
 
+class Odd(list):  # type: ignore[type-arg]
+    """A list that can't be gone through."""
+
+    def __iter__(self) -> Any:
+        raise LookupError
+
+
 @pytest.mark.parametrize(
     ("change", "reason", "says"),
     [
+        (lambda _: Odd([1]), Reason.HOOK_FAILED, "can't be read: LookupError"),
         (lambda _: "no", Reason.HOOK_FAILED, "a list of dicts; found text"),
         (lambda _: None, Reason.HOOK_FAILED, "found null"),
         (lambda calls: [*calls, 7], Reason.HOOK_FAILED, "call 2 of a record must be a dict"),
