@@ -25,12 +25,12 @@ streamer.register_segment_group_field("endpoint.Attributes.AudienceId", each=Tru
 
 
 @hooks.filter("altis.analytics.segment.api_write_key")
-def choose_source(key: str, event: Event) -> str | None:
+def choose_source(key: str, event: Event) -> str:
     """Send what the shop records to a source of its own, and nothing of what staging does."""
     attributes = event.get("attributes")
     host = str(attributes.get("host", "")) if isinstance(attributes, dict) else ""
     if host.startswith("staging."):
-        return None
+        return ""
     if host.startswith("shop."):
         return os.environ.get("SHOP_WRITE_KEY") or key
     return key
