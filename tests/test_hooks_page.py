@@ -6,6 +6,7 @@ is all of streamer but Kafka: see `without_kafka.py`.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 import subprocess
@@ -13,9 +14,13 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from documents import DOCUMENTS, ROOT, assert_printed, run_streamer
 from streamer import hooks
+from streamer.core.model import DeadLetter, Reason
+from streamer.dead_letter import KafkaSink
+from streamer.demo.broker import EmbeddedBroker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +56,14 @@ def _migrated() -> Example:
     return Example("migrating", code, section, console)
 
 
+def _script() -> str:
+    """What brings records back: the one block of Python that is no plug-in."""
+    section = PAGE.partition("\n### After `hook_failed`\n")[2].partition("\n## ")[0]
+    script = re.search(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert script
+    return script[1]
+
+
 EXAMPLES = _examples()
 MIGRATED = _migrated()
 
@@ -60,7 +73,7 @@ def test_each_hook_has_a_section_with_an_example() -> None:
     headings = re.findall(r"^## (.+)$", PAGE, re.MULTILINE)
     assert headings[-len(names) :] == names
     assert {example.heading for example in EXAMPLES} >= set(names)
-    assert len(EXAMPLES) == PAGE.count("```python\n")
+    assert len(EXAMPLES) + 1 == PAGE.count("```python\n")  # and the script
 
 
 def test_the_page_for_people_who_move_has_every_hook_and_both_languages() -> None:
@@ -132,3 +145,50 @@ def test_an_example_does_what_stands_below_it(example: Example, tmp_path: Path) 
             assert done.returncode == ("hook_failed" in shown), printed
             assert_printed(shown, printed)
             assert done.stdout.count("\n") == shown.count("\n") - shown.count("hook_failed")
+
+
+def test_the_script_brings_back_what_a_handler_failed_for(tmp_path: Path) -> None:
+    """Once each, as it was; and no letter with another reason."""
+    script = tmp_path / "bring_back.py"
+
+    def letter(value: bytes, reason: Reason) -> DeadLetter:
+        return DeadLetter(
+            kind="record",
+            reason=reason,
+            detail="",
+            topic="analytics-events",
+            partition=0,
+            offset=0,
+            key=b"a1",
+            value=value,
+            timestamp_ms=1643673911400,
+            headers=(),
+        )
+
+    async def main() -> list[tuple[bytes | None, bytes | None, int]]:
+        async with EmbeddedBroker() as broker:
+            kafka = {"bootstrap_servers": broker.bootstrap}
+            text = _script().replace("localhost:9092", broker.bootstrap)
+            script.write_text(text.replace("10_000", "3_000"))
+            sink = KafkaSink("analytics-events.dead-letter", kafka)
+            reasons = {b"1": Reason.HOOK_FAILED, b"2": Reason.NOT_JSON, b"3": Reason.HOOK_FAILED}
+            letters = [letter(value, reason) for value, reason in reasons.items()]
+            assert await sink.write(letters) == (3, "")
+            await sink.close()
+            for _ in range(2):
+                process = await asyncio.create_subprocess_exec(sys.executable, script)
+                assert await process.wait() == 0
+            async with AIOKafkaProducer(**kafka) as producer:
+                await producer.send_and_wait("analytics-events", b"end", b"a1")
+            found: list[tuple[bytes | None, bytes | None, int]] = []
+            async with AIOKafkaConsumer(
+                "analytics-events", **kafka, auto_offset_reset="earliest"
+            ) as consumer:
+                async for record in consumer:
+                    if record.value == b"end":
+                        return found
+                    found.append((record.key, record.value, record.timestamp))
+        raise AssertionError
+
+    found = asyncio.run(asyncio.wait_for(main(), 60))
+    assert found == [(b"a1", b"1", 1643673911400), (b"a1", b"3", 1643673911400)]
