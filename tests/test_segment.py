@@ -21,7 +21,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kafka_broker.broker import free_port
-from streamer.core.model import Delivered, Misconfigured, Outcome, Refused, Retry
+from streamer.core.model import Delivered, Misconfigured, Outcome, Refused, Response, Retry
 from streamer.mock_segment import Fault, MockSegment
 from streamer.segment import Answer, Segment, classify
 
@@ -751,3 +751,35 @@ def test_a_strange_key_is_sent_as_it_is(key: str) -> None:
         assert f"Authorization: Basic {wanted}\r\n" in seen[0]
 
     asyncio.run(main())
+
+
+def test_what_site_code_is_told_holds_no_write_key() -> None:
+    """Of an answer, which may repeat the request, and of an exception: aiohttp's have the request's headers."""
+    secrets = (KEY, base64.b64encode(f"{KEY}:".encode()).decode())
+    echo = f'{{"success": false, "of": "{secrets[0]} {secrets[1]}"}}'.encode()
+    ok = b"HTTP/1.1 200 OK\r\nX-Trace: 7\r\nContent-Length: %d\r\n\r\n%b" % (len(echo), echo)
+
+    async def story() -> None:
+        for parts, expected in (
+            ((ok,), Response),
+            ((b"HTTP/1.1 2x0 \r\n\r\n",), ConnectionError),
+            ((), ConnectionError),
+        ):
+            async with server(answers(*parts)) as url:
+                response = (await attempt_at(url)).response
+            assert isinstance(response, expected)
+            shown = repr(response) + repr(getattr(response, "args", "")) + str(vars_of(response))
+            assert not [secret for secret in secrets if secret in shown]
+            if isinstance(response, Response):
+                assert (response.status, response.ok) == (200, True)
+                assert response.headers["X-Trace"] == "7"
+                assert "[secret]" in response.body
+            else:
+                assert response.__traceback__ is None
+                assert response.__context__ is None
+
+    asyncio.run(story())
+
+
+def vars_of(one: object) -> object:
+    return getattr(one, "__dict__", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
@@ -18,7 +19,8 @@ from streamer.config import load_config
 from streamer.core.model import Filtered, FilterReason, Reject
 from streamer.errors import StartError
 from streamer.formatter import Value
-from streamer.hooks import API_WRITE_KEY, registered
+from streamer.handlers import left_behind
+from streamer.hooks import registered
 from streamer.logs import configure
 from streamer.pipeline import make_formatter, make_transform
 from streamer.plugins import load_plugins
@@ -85,11 +87,7 @@ def transform(
     load_plugins(settings.plugins, settings.file)
     write_key = settings.segment.write_key
     has_key = write_key is not None and write_key.get_secret_value()
-    if (
-        not has_key
-        and not registered.handlers(API_WRITE_KEY)
-        and not settings.segment.sites.write_keys
-    ):
+    if not has_key and not settings.segment.sites.write_keys:
         settings = _with_placeholder(settings)
     compiled = make_transform(settings, PLACEHOLDER_WRITE_KEY, checked=False)
     if show_code:
@@ -144,4 +142,6 @@ async def _transform(lines: Iterable[bytes], formatter: Formatter) -> int:
                 output.write(b"[]\n" if isinstance(made, Filtered) else made.as_json() + b"\n")
     output.flush()
     formatter.close()
+    if left_behind:  # an event loop that closes would wait for it; its lines are rejected
+        os._exit(1)
     return rejected

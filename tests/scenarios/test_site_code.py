@@ -128,3 +128,46 @@ def test_every_site_goes_to_its_own_key_once_and_one_without_a_key_goes_nowhere(
             assert await member.stop() == 0
 
     asyncio.run(story())
+
+
+STUBBORN = """
+import asyncio, sys
+from streamer import hooks
+
+@hooks.filter("altis.analytics.segment.formatted_data")
+async def never_ends(data):
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except BaseException:
+            pass
+
+@hooks.action("altis.analytics.segment.request_success")
+async def never_ends_either(response, batch):
+    await never_ends(batch)
+"""
+
+
+def test_a_handler_that_nothing_ends_holds_no_stop_back_and_its_records_are_kept(
+    kafka: Kafka, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        (tmp_path / "stubborn.py").write_text(STUBBORN)
+        settings = {
+            "PYTHONPATH": str(tmp_path),
+            "STREAMER_PLUGINS": "stubborn",
+            "STREAMER_HOOK_TIMEOUT": "500ms",
+            "STREAMER_SHUTDOWN_TIMEOUT": "5s",
+        }
+        async with Stage(kafka, settings) as stage:
+            await stage.produce(some(20, seed=53))
+            member = await stage.start()
+            await stage.until_committed()
+            letters = await kafka.read(stage.dead_letters)
+            assert len(letters) == 20
+            assert member.process is not None
+            async with asyncio.timeout(20):
+                assert await member.stop() == 0
+            assert "left behind" in member.log.read_text()
+
+    asyncio.run(story())
