@@ -20,13 +20,14 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from streamer.backlog import MANY_CALLS, Calls, look
-from streamer.config import require_write_key
+from streamer.config import ADAPTIVE, require_write_key
 from streamer.core.account import Account
 from streamer.core.aggregate import Lane, Merging
 from streamer.core.batch import Limits
 from streamer.core.budget import Budget
 from streamer.core.destination import State
 from streamer.core.exclude import Exclusions
+from streamer.core.limiter import MOST
 from streamer.core.mapping import overlay
 from streamer.core.model import (
     CALL_TYPES,
@@ -270,17 +271,19 @@ class Pipeline:
             handler=self,
             observer=self._metrics,
         )
+        concurrency = config.flush.concurrency
+        fixed = None if concurrency == ADAPTIVE else concurrency
         self._segment = Segment(
             config.segment.url,
             gzip=config.segment.gzip,
             timeout_seconds=config.segment.timeout,
-            connections=config.flush.concurrency,
+            connections=fixed or MOST,
         )
         self._delivery = Delivery(
             self._segment,
             handler=self,
             observer=self._metrics,
-            concurrency=config.flush.concurrency,
+            concurrency=fixed,
             max_requests_per_second=config.flush.max_requests_per_second,
             interval_seconds=config.flush.interval,
         )
