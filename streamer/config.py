@@ -20,7 +20,7 @@ import ssl
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -56,6 +56,9 @@ _ENDPOINTS = {
     "us": "https://api.segment.io/v1/batch",
     "eu": "https://events.eu1.segmentapis.com/v1/batch",
 }
+
+ADAPTIVE: Final = "adaptive"
+"""Of `flush.concurrency`: the number of requests in flight is found while running."""
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE_UNITS = {
@@ -178,15 +181,25 @@ def _size(least: int, most: int | None) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
-def _whole(least: int, most: int) -> BeforeValidator:
-    def validate(value: object) -> int:
-        if isinstance(value, str) and re.fullmatch(r"\d[\d_]{0,20}", value.strip(), re.ASCII):
-            value = int(value.strip().replace("_", ""))
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f"must be a whole number from {least} to {most}")
-        return value
+def _whole_from_to(value: object, least: int, most: int) -> int:
+    if isinstance(value, str) and re.fullmatch(r"\d[\d_]{0,20}", value.strip(), re.ASCII):
+        value = int(value.strip().replace("_", ""))
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"must be a whole number from {least} to {most}")
+    return value
 
-    return BeforeValidator(validate)
+
+def _whole(least: int, most: int) -> BeforeValidator:
+    return BeforeValidator(lambda value: _whole_from_to(value, least, most))
+
+
+def _is_concurrency(value: object) -> object:
+    if isinstance(value, str) and value.strip().lower() == ADAPTIVE:
+        return ADAPTIVE
+    try:
+        return _whole_from_to(value, 1, 256)
+    except ValueError:
+        raise ValueError(f'must be "{ADAPTIVE}" or a whole number from 1 to 256') from None
 
 
 def _choice(*allowed: str) -> BeforeValidator:
@@ -674,7 +687,7 @@ class FlushSettings(_Section):
         interval: seconds after which the oldest call's batch closes.
         max_calls: calls in a batch.
         max_bytes: bytes of a batch's body, before compression.
-        concurrency: requests in flight at most.
+        concurrency: requests in flight at most; `adaptive` for a number that is found while running.
         max_requests_per_second: requests started a second at most.
         memory_budget: bytes that one process holds at most, of records, calls and bodies together.
     """
@@ -682,7 +695,7 @@ class FlushSettings(_Section):
     interval: Annotated[float, _duration("100ms", "24h")] = 1.0
     max_calls: Annotated[int, _whole(1, LARGEST_BATCH_CALLS)] = LARGEST_BATCH_CALLS
     max_bytes: Annotated[int, _size(SMALLEST_BATCH_BYTES, LARGEST_BATCH_BYTES)] = 475_000
-    concurrency: Annotated[int, _whole(1, 256)] = 8
+    concurrency: Annotated[int | Literal["adaptive"], BeforeValidator(_is_concurrency)] = ADAPTIVE
     max_requests_per_second: Annotated[int, _whole(1, 100_000)] = 1000
     memory_budget: Annotated[int, _size(1, None)] = 32_000_000
 

@@ -19,7 +19,7 @@ import structlog
 from streamer.core.batch import MAIN_TYPES
 from streamer.core.bisection import Pieces
 from streamer.core.destination import PROBE_INTERVAL, Destination, State, backoff
-from streamer.core.limiter import RateLimit
+from streamer.core.limiter import Concurrency, RateLimit
 from streamer.core.model import Delivered, Misconfigured, Refused, Retry
 
 if TYPE_CHECKING:
@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _NEVER = float("inf")
+_TOO_MUCH = {
+    "rate_limited",
+    "timeout",
+}  # of the reasons to retry, those that ask for fewer requests
 _SAY_AGAIN = 600.0
+_REMEMBERED = 1000  # so many destinations that are held outlive their lanes: keys may come from what visitors send
 _BODY_FACTOR = 1.5  # a body and its compressed copy, in bytes of the body
 _PROBED_BATCHES = 8  # so many batches are closed to be probes; with more, pressure would no longer make batches larger
 
@@ -131,7 +136,7 @@ class Delivery:
         transport: makes an attempt.
         handler: takes what can't be delivered.
         observer: is told what the metrics need.
-        concurrency: requests side by side.
+        concurrency: requests side by side; None for a number that adapts.
         max_requests_per_second: on average.
         interval_seconds: how old the oldest call of a batch becomes before it closes, if a slot is free.
         jitter: gives random numbers from 0 to 1.
@@ -143,12 +148,11 @@ class Delivery:
         handler: Handler,
         observer: Observer,
         *,
-        concurrency: int,
+        concurrency: int | None,
         max_requests_per_second: float,
         interval_seconds: float,
         jitter: random.Random | None = None,
     ) -> None:
-        self.concurrency = concurrency
         self.interval_seconds = interval_seconds
         self.in_flight = 0
         self.destinations: dict[str, Destination] = {}
@@ -157,6 +161,7 @@ class Delivery:
         self._observer = observer
         self._rate = RateLimit(max_requests_per_second)
         self._jitter = (jitter or random.SystemRandom()).random
+        self._concurrency = Concurrency(concurrency, self._jitter)
         self._routes: dict[Lane, _Route] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing = 0
@@ -164,6 +169,16 @@ class Delivery:
         self._progress = asyncio.Event()
         self._closing: str | None = None
         self._say_memory_at = 0.0
+
+    @property
+    def concurrency(self) -> int:
+        """How many requests may be under way now."""
+        return self._concurrency.limit
+
+    @property
+    def served(self) -> list[Destination]:
+        """The destinations of the lanes there are now."""
+        return [route.destination for route in self._routes.values()]
 
     def begin(self, lane: Lane) -> None:
         """Take a lane in."""
@@ -217,8 +232,10 @@ class Delivery:
         return all(lane.idle for lane in self._routes)
 
     async def end(self) -> None:
-        """Forget every lane, and cancel what is being sent of them."""
+        """Forget every lane, and cancel what is being sent of them; of their destinations, those that flow."""
         self._routes.clear()
+        held = [(key, one) for key, one in self.destinations.items() if not one.flowing]
+        self.destinations = dict(held[-_REMEMBERED:])
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -248,12 +265,20 @@ class Delivery:
                 if since < best_since:
                     best, best_since = (route, batch), since
             if best is None:
+                self._concurrency.binds(now, binding=False)
                 return due
             token = self._rate.ready_at(now)
             if token > now:
+                self._concurrency.binds(now, binding=False)
                 return token
             self._rate.take(now)
             self._attempt(group, *best, now)
+        if self._concurrency.adapts:
+            waits = any(
+                route.destination.flowing and self._next(route, now)[0] is not None
+                for route in self._routes.values()
+            )
+            self._concurrency.binds(now, binding=waits)
         return _NEVER  # an attempt that ends wakes us
 
     def _next(self, route: _Route, now: float) -> tuple[Batch | None, float]:
@@ -263,11 +288,10 @@ class Delivery:
             The batch, None if there is none now; and then when to look again (infinity: when something happens).
         """
         lane, destination = route.lane, route.destination
-        if not destination.flowing:
-            if self._probing >= max(1, self.concurrency // 4):
-                return None, _NEVER
-            if not destination.may_start(now):
-                return None, _NEVER if destination.attempts else destination.until
+        if not destination.flowing and self._probing >= max(1, self.concurrency // 4):
+            return None, _NEVER
+        if not destination.may_start(now):
+            return None, _NEVER if destination.attempts else destination.until
         waiting = [batch for batch in lane.ready if not self._blocked(route, batch)]
         due = [batch for batch in waiting if batch.not_before <= now]
         closes = _NEVER
@@ -356,6 +380,7 @@ class Delivery:
         self._observer.attempted(answer.outcome, answer.seconds)
         self._handler.answered(batch, piece, answer)
         outcome = answer.outcome
+        self._learn(route.destination, permit, outcome, len(body), started, now)
         if route.destination.finish(permit, outcome, now, self._jitter()):
             _log_state(route.destination)
         if lane not in self._routes:
@@ -377,6 +402,22 @@ class Delivery:
                 self._drop_suspicions(route, now)
             case Refused():
                 self._refused(route, batch, piece, outcome, now)
+
+    def _learn(
+        self,
+        destination: Destination,
+        permit: Permit,
+        outcome: Outcome,
+        size: int,
+        started: float,
+        now: float,
+    ) -> None:
+        """Tell the limit what came of an attempt; nothing of a destination that is held moves it."""
+        if permit.probe:
+            return
+        self._concurrency.ended(now, size if isinstance(outcome, Delivered) else 0)
+        if destination.flowing and isinstance(outcome, Retry) and outcome.reason in _TOO_MUCH:
+            self._concurrency.overloaded(now, started, destination.attempts)
 
     def _delivered(
         self,

@@ -20,13 +20,14 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from streamer.backlog import MANY_CALLS, Calls, look
-from streamer.config import require_write_key
+from streamer.config import ADAPTIVE, require_write_key
 from streamer.core.account import Account
 from streamer.core.aggregate import Lane, Merging
 from streamer.core.batch import Limits
 from streamer.core.budget import Budget
 from streamer.core.destination import State
 from streamer.core.exclude import Exclusions
+from streamer.core.limiter import MOST
 from streamer.core.mapping import overlay
 from streamer.core.model import (
     CALL_TYPES,
@@ -324,17 +325,19 @@ class Pipeline:
             handler=self,
             observer=self._metrics,
         )
+        concurrency = config.flush.concurrency
+        fixed = None if concurrency == ADAPTIVE else concurrency
         self._segment = Segment(
             config.segment.url,
             gzip=config.segment.gzip,
             timeout_seconds=config.segment.timeout,
-            connections=config.flush.concurrency,
+            connections=fixed or MOST,
         )
         self._delivery = Delivery(
             self._segment,
             handler=self,
             observer=self._metrics,
-            concurrency=config.flush.concurrency,
+            concurrency=fixed,
             max_requests_per_second=config.flush.max_requests_per_second,
             interval_seconds=config.flush.interval,
         )
@@ -389,11 +392,12 @@ class Pipeline:
             reasons.append(f"Kafka: {self._source.failing}")
         elif self._source.assignment is None:
             reasons.append("Kafka: the consumer group is sharing its partitions out")
-        reasons += [
+        refusals = [
             f"Segment: {destination.reason}"
-            for destination in self._delivery.destinations.values()
+            for destination in self._delivery.served
             if destination.state is State.MISCONFIGURED
         ]
+        reasons += dict.fromkeys(refusals)  # many keys may be wrong in one way
         if self._stop_at is not None:
             reasons.append("stopping")
         return reasons
@@ -410,7 +414,7 @@ class Pipeline:
             assigned=len(self._source.assignment or ()),
             requests=delivery.in_flight,
             concurrency=delivery.concurrency,
-            destinations=states(delivery.destinations.values()),
+            destinations=states(delivery.served),
             open_profiles=(
                 sum(lane.open_profiles for lane in generation.lanes.values()) if generation else 0
             ),
@@ -421,7 +425,7 @@ class Pipeline:
     @property
     def destinations(self) -> list[Destination]:
         """Every destination with its state, and why it is held."""
-        return list(self._delivery.destinations.values())
+        return self._delivery.served
 
     # --- records in: what the source asks -------------------------------------------------------
 

@@ -409,6 +409,96 @@ def test_concurrency_is_used_and_never_exceeded() -> None:
     tell(story)
 
 
+@pytest.mark.parametrize("concurrency", [8, None])
+def test_a_load_that_one_or_two_requests_carry_is_as_early_as_with_a_fixed_number(
+    concurrency: int | None,
+) -> None:
+    """An adaptive limit that doesn't bind holds nothing up, for however long."""
+
+    async def story() -> None:
+        segment = FakeSegment()
+        jitter = random.Random(1)
+        segment.latency = lambda _: jitter.uniform(0.05, 0.08)
+        added: list[float] = []
+        async with Rig(segment, concurrency=concurrency, limits=Limits(max_calls=40)) as rig:
+            lane = rig.lane()
+            for number in range(3_000):
+                rig.add(lane, f"p{number}")
+                added.append(clock())
+                await asyncio.sleep(0.01)
+            await rig.idle(lane)
+            assert rig.delivery.concurrency == 8
+            waited = [
+                attempt.at - added[int(name[1:])]
+                for attempt in segment.attempts
+                for name in attempt.ids
+            ]
+            assert max(waited) <= 1.0 + 1e-6
+            assert sum(waited) / len(waited) < 0.25, "most batches close for their size"
+
+    tell(story)
+
+
+def test_an_adaptive_limit_grows_under_a_load_that_needs_more() -> None:
+    """Calls wait for nothing but slots, and the destination serves more than there are."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(), concurrency=None, limits=Limits(max_calls=1)) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", 3_000))
+            await rig.idle(lane)
+            assert rig.segment.most_running == 64
+            assert sorted(rig.segment.accepted) == sorted(names("p", 3_000))
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_a_429_shrinks_an_adaptive_limit_and_it_comes_back() -> None:
+    """A destination that refuses what is beyond its capacity gets no more than it serves, but for trials."""
+
+    async def story() -> None:
+        capacity = 3
+        too_many = Retry("rate_limited", "429", 429)
+        segment = FakeSegment()
+        segment.answer = lambda _: too_many if segment.running >= capacity else OK
+        async with Rig(segment, concurrency=None, limits=Limits(max_calls=1)) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", 4_000))
+            await asyncio.sleep(20.0)
+            assert rig.delivery.concurrency <= capacity + 1
+            capacity = 1_000
+            await asyncio.sleep(40.0)
+            assert rig.delivery.concurrency >= 12
+            await rig.idle(lane)
+            rig.assert_settled()
+
+    tell(story)
+
+
+@pytest.mark.parametrize(
+    "failure", [UNAVAILABLE, Retry("timeout", "no answer"), Retry("rate_limited", "429", 429)]
+)
+def test_a_lane_that_does_not_flow_does_not_move_the_adaptive_limit(failure: Retry) -> None:
+    """However often it fails; what failed before it was held costs the others no more than one step."""
+
+    async def story() -> None:
+        segment = FakeSegment(lambda attempt: failure if attempt.key == "bad" else OK)
+        async with Rig(segment, concurrency=None, limits=Limits(max_calls=1)) as rig:
+            bad, good = rig.lane("bad"), rig.lane("good")
+            rig.add(bad, *names("b", 30))
+            await asyncio.sleep(1.0)
+            held_at = rig.delivery.concurrency
+            assert held_at >= (8 if failure is UNAVAILABLE else 5)
+            for number in range(600):
+                rig.add(good, f"g{number}")
+                await asyncio.sleep(1.0)
+            assert rig.delivery.concurrency == held_at
+            assert len(segment.accepted) == 600
+
+    tell(story)
+
+
 def test_requests_per_second_hold_their_ceiling() -> None:
     """However many slots and batches there are; no second sees more than the ceiling and its burst of a tenth."""
 
@@ -503,6 +593,28 @@ def test_a_failed_batch_is_sent_again_later_and_later() -> None:
     tell(story)
 
 
+def test_a_destination_outlives_its_lane_only_while_it_is_held() -> None:
+    """A pause holds across a rebalance; keys that visitors choose don't pile up, nor count as served."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(lambda _: UNAUTHORIZED)) as rig:
+            lane, other = rig.lane(), rig.lane("other")
+            rig.add(lane, "a")
+            await asyncio.sleep(5)
+            assert len(rig.delivery.served) == 2
+            assert rig.delivery.destinations["key"].state is State.MISCONFIGURED
+            assert other.idle
+            held = rig.delivery.destinations["key"]
+            await rig.delivery.end()
+            assert rig.delivery.served == []
+            assert rig.delivery.destinations == {"key": held}
+            rig.delivery.begin(lane)
+            assert rig.delivery.served == [held]
+            await rig.delivery.end()
+
+    tell(story)
+
+
 def test_one_failure_delays_only_its_own_batch() -> None:
     """A destination that answers others isn't held for it."""
 
@@ -561,8 +673,9 @@ def test_retry_after_pauses_its_key_once_and_starts_again_with_one_request() -> 
             await rig.idle(other, within=0.3)
             await rig.idle(lane)
             later = [attempt.at for attempt in segment.attempts if attempt.key == "a"][4:]
-            assert later[0] == pytest.approx(7.0 + LATENCY), "nothing was sent before"
-            assert later[1:5] == pytest.approx([7.0 + 2 * LATENCY] * 4), "one, then all slots"
+            assert later[0] == pytest.approx(7.5 + LATENCY), "nothing was sent before"
+            rounds = [2, 2, 3, 3, 3, 3, 4]
+            assert later[1:] == pytest.approx([7.5 + LATENCY * n for n in rounds]), "one, two, four"
             assert len(segment.attempts) == 4 + 8 + 1
             rig.assert_settled()
 
@@ -580,7 +693,7 @@ def test_no_pause_is_longer_than_five_minutes() -> None:
             lane = rig.lane()
             rig.add(lane, "p")
             await rig.idle(lane, within=400)
-            assert segment.attempts[1].at - segment.attempts[0].at == pytest.approx(300 + LATENCY)
+            assert segment.attempts[1].at - segment.attempts[0].at == pytest.approx(300.5 + LATENCY)
 
     tell(story)
 
@@ -1045,7 +1158,7 @@ def test_draining_waits_for_a_pause_that_ends_in_time() -> None:
             lane = rig.lane()
             rig.add(lane, "p")
             assert await rig.delivery.drain("shutdown", 20.0)
-            assert clock() == pytest.approx(3.0 + 2 * LATENCY)
+            assert clock() == pytest.approx(3.5 + 2 * LATENCY)
 
     tell(story)
 

@@ -30,7 +30,7 @@ def run(
     ] = None,
     altis: AltisOption = None,
     interval: Annotated[str | None, typer.Option(help="Overrides flush.interval.")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Overrides flush.concurrency.")] = None,
+    concurrency: Annotated[str | None, typer.Option(help="Overrides flush.concurrency.")] = None,
     port: Annotated[int | None, typer.Option(help="Overrides server.port.")] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:

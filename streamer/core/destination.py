@@ -5,8 +5,9 @@
     any ──a person has to mend it──▶ misconfigured
     any ──success──▶ flowing
 
-The three held states let one request at a time through, once its time has come. A single failure of a destination that
-answers other requests delays only its own batch.
+The three held states let one request at a time through, once its time has come. After its success two may run, and
+each further success lets one more run beside the others: a destination that has just recovered isn't flooded. A single
+failure of a destination that answers other requests delays only its own batch.
 
 Of requests that were under way when the state changed, a Retry-After and a refused key still count, and a success ends
 backing off, because it shows that the destination answers. Their other failures tell the same story again, and their
@@ -34,6 +35,8 @@ PROBE_INTERVAL = 30.0
 """Seconds between two probes of a destination that is misconfigured."""
 FAILURES_TO_BACK_OFF = 3
 """So many failures in a row, without an answer that delivers, hold the destination."""
+
+_UNBOUNDED = float("inf")
 
 
 class State(StrEnum):
@@ -82,7 +85,7 @@ class Destination:
         attempts: requests that are under way.
     """
 
-    __slots__ = ("_epoch", "_failures", "attempts", "reason", "since", "state", "until")
+    __slots__ = ("_epoch", "_failures", "_most", "attempts", "reason", "since", "state", "until")
 
     def __init__(self) -> None:
         self.state = State.FLOWING
@@ -92,6 +95,7 @@ class Destination:
         self.attempts = 0
         self._failures = 0
         self._epoch = 0
+        self._most = _UNBOUNDED  # requests side by side, while it flows
 
     @property
     def flowing(self) -> bool:
@@ -99,8 +103,10 @@ class Destination:
         return self.state is State.FLOWING
 
     def may_start(self, now: float) -> bool:
-        """Whether an attempt may be made now: any number while it flows, one at a time while it is held."""
-        return self.flowing or (now >= self.until and not self.attempts)
+        """Whether an attempt may be made now: one at a time while it is held, a growing number once it flows again."""
+        if self.flowing:
+            return self.attempts < self._most
+        return now >= self.until and not self.attempts
 
     def start(self) -> Permit:
         """Begin an attempt that `may_start` allows; `finish` or `abandon` ends it."""
@@ -130,8 +136,9 @@ class Destination:
             case Retry(after_seconds=None):
                 return self._failed(permit, outcome.detail, now, jitter)
             case Retry(after_seconds=after):
-                # "Now", or a date that has passed here, is no leave to ask without end.
-                until = now + max(min(after or 0.0, MAX_PAUSE), backoff(1, jitter))
+                # A little longer: "now", or a date that has passed here, is no leave to ask without end, and processes
+                # that were told the same don't come back together.
+                until = now + min(after or 0.0, MAX_PAUSE) + backoff(1, jitter)
                 if self.state is State.MISCONFIGURED:  # still for a person to mend, and asked later
                     self.until = max(until, self.until, now + PROBE_INTERVAL)
                     return False
@@ -158,6 +165,7 @@ class Destination:
     def _delivered(self, permit: Permit, now: float) -> bool:
         self._failures = 0
         if self.flowing:
+            self._most += 1
             return False
         if permit.epoch != self._epoch and self.state is not State.BACKING_OFF:
             return False  # it was on its way before Segment asked for a pause, or before the key was refused
@@ -187,4 +195,5 @@ class Destination:
         self.state = state
         self.since = now
         self.reason = reason
+        self._most = 2.0  # the one whose success ended the hold is over
         self._epoch += 1

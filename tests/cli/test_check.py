@@ -68,7 +68,7 @@ def test_offline_prints_the_settings_in_effect(
     lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if "." in line}
     assert lines["flush.interval"] == ["250ms", str(file)]
     assert lines["flush.max_calls"] == ["100", "STREAMER_FLUSH__MAX_CALLS"]
-    assert lines["flush.concurrency"] == ["8", "default"]
+    assert lines["flush.concurrency"] == ['"adaptive"', "default"]
     assert lines["segment.write_key"][:2] == ["set,", "from"]
     assert "mapping: compiles" in out
     assert (

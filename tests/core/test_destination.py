@@ -111,8 +111,15 @@ def test_retry_after_pauses_for_as_long_as_it_says() -> None:
     destination = Destination()
     assert attempt(destination, too_fast(12.5), 100.0)
     assert (destination.state, destination.reason) == (State.PAUSED, "429")
-    assert not destination.may_start(112.4)
-    assert destination.may_start(112.5)
+    assert not destination.may_start(112.4 + FIRST_BACKOFF)
+    assert destination.may_start(112.5 + FIRST_BACKOFF)
+
+
+def test_who_was_told_the_same_does_not_come_back_together() -> None:
+    destinations = [Destination(), Destination()]
+    for destination, jitter in zip(destinations, (0.0, 0.6), strict=True):
+        attempt(destination, too_fast(10.0), 0.0, jitter)
+    assert [destination.until for destination in destinations] == [10.0, 10.3]
 
 
 @pytest.mark.parametrize("state", [State.FLOWING, State.PAUSED, State.BACKING_OFF])
@@ -120,7 +127,7 @@ def test_no_pause_is_longer_than_five_minutes(state: State) -> None:
     destination = held(state)
     attempt(destination, too_fast(86_400.0), 100.0)
     assert destination.state is State.PAUSED
-    assert destination.until == 100.0 + MAX_PAUSE == 400.0
+    assert destination.until == 100.0 + MAX_PAUSE + FIRST_BACKOFF == 400.5
 
 
 def test_of_several_pauses_the_latest_end_counts() -> None:
@@ -128,7 +135,7 @@ def test_of_several_pauses_the_latest_end_counts() -> None:
     first, second = destination.start(), destination.start()
     assert destination.finish(first, too_fast(60.0), 0.0, 0.5)
     assert not destination.finish(second, too_fast(5.0), 1.0, 0.5)
-    assert destination.until == 60.0
+    assert destination.until == 60.25
 
 
 @pytest.mark.parametrize("state", HELD)
@@ -155,7 +162,23 @@ def test_an_attempt_that_is_cancelled_makes_room_for_the_next(state: State) -> N
 
 
 @pytest.mark.parametrize("state", HELD)
-def test_a_success_of_a_probe_lets_all_flow_again(state: State) -> None:
+def test_what_flows_again_starts_with_few_requests(state: State) -> None:
+    """One, then two, then one more beside the others for each success: twice as many each round."""
+    destination = held(state)
+    now = destination.until
+    rounds = []
+    for _ in range(5):
+        permits: list[Permit] = []
+        while destination.may_start(now) and len(permits) < 100:
+            permits.append(destination.start())
+        for permit in permits:
+            destination.finish(permit, OK, now, 0.5)
+        rounds.append(len(permits))
+    assert rounds == [1, 2, 4, 8, 16]
+
+
+@pytest.mark.parametrize("state", HELD)
+def test_a_success_of_a_probe_lets_it_flow_again(state: State) -> None:
     destination = held(state)
     now = destination.until
     assert attempt(destination, OK, now)
@@ -195,13 +218,13 @@ def test_a_failure_on_its_way_before_does_not_shorten_a_pause() -> None:
     destination.finish(permits[0], too_fast(60.0), 1.0, 1.0)
     for permit in permits[1:]:
         assert not destination.finish(permit, FAILURE, 2.0, 1.0)
-    assert (destination.state, destination.until) == (State.PAUSED, 61.0)
+    assert (destination.state, destination.until) == (State.PAUSED, 61.0 + FIRST_BACKOFF)
 
 
 def test_a_failure_once_the_pause_is_over_begins_backing_off() -> None:
     destination = held(State.PAUSED)
-    assert attempt(destination, FAILURE, 40.0)
-    assert (destination.state, destination.until) == (State.BACKING_OFF, 40.0 + FIRST_BACKOFF)
+    assert attempt(destination, FAILURE, 41.0)
+    assert (destination.state, destination.until) == (State.BACKING_OFF, 41.0 + FIRST_BACKOFF)
 
 
 def test_a_refused_key_is_probed_every_thirty_seconds() -> None:
@@ -227,17 +250,17 @@ def test_delivery_can_find_a_destination_at_fault() -> None:
 def test_come_back_now_is_no_leave_to_ask_without_end(after: float) -> None:
     destination = Destination()
     destination.finish(destination.start(), too_fast(after), 10.0, jitter=0.8)
-    assert not destination.may_start(10.39)
-    assert destination.may_start(10.4)
+    assert not destination.may_start(10.39 + after)
+    assert destination.may_start(10.4 + after)
 
 
 def test_retry_after_is_honoured_while_a_person_has_to_mend_the_key() -> None:
     destination = held(State.MISCONFIGURED)
     assert not attempt(destination, too_fast(120.0), 30.0)
     assert (destination.state, destination.reason) == (State.MISCONFIGURED, "401: who are you")
-    assert destination.until == 150.0
-    assert not attempt(destination, too_fast(1.0), 150.0)
-    assert destination.until == 150.0 + PROBE_INTERVAL
+    assert destination.until == 150.0 + FIRST_BACKOFF
+    assert not attempt(destination, too_fast(1.0), 160.0)
+    assert destination.until == 160.0 + PROBE_INTERVAL
 
 
 def test_a_key_that_is_refused_during_a_pause_is_not_asked_before_its_end() -> None:
@@ -245,7 +268,7 @@ def test_a_key_that_is_refused_during_a_pause_is_not_asked_before_its_end() -> N
     early, late = destination.start(), destination.start()
     destination.finish(early, too_fast(200.0), 0.0, 0.5)
     assert destination.finish(late, UNAUTHORIZED, 1.0, 0.5)
-    assert (destination.state, destination.until) == (State.MISCONFIGURED, 200.0)
+    assert (destination.state, destination.until) == (State.MISCONFIGURED, 200.25)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +316,7 @@ class AnyOutcomes(RuleBasedStateMachine):
         self.state = State.FLOWING
         self.since = 0.0
         self.changes = 0
+        self.most = float("inf")
         self.failures = 0
         self.not_before = 0.0  # what Retry-After and refused keys have asked for
 
@@ -343,9 +367,12 @@ class AnyOutcomes(RuleBasedStateMachine):
         match outcome:
             case Delivered():
                 self.failures = 0
+                self.most += 1
                 if not fresh and self.state is not State.BACKING_OFF:
                     return self.state
                 self.not_before = self.now
+                if self.state is not State.FLOWING:
+                    self.most = 2
                 return State.FLOWING
             case Misconfigured():
                 self.not_before = max(self.not_before, self.now + PROBE_INTERVAL)
@@ -357,9 +384,7 @@ class AnyOutcomes(RuleBasedStateMachine):
                 elif self.failures >= 3 or self.state is not State.FLOWING:
                     return State.BACKING_OFF
             case Retry(after_seconds=float(after)):
-                self.not_before = max(
-                    self.not_before, self.now + max(min(after, 300.0), 0.5 * jitter)
-                )
+                self.not_before = max(self.not_before, self.now + min(after, 300.0) + 0.5 * jitter)
                 if self.state is not State.MISCONFIGURED:
                     return State.PAUSED
                 self.not_before = max(self.not_before, self.now + PROBE_INTERVAL)
@@ -385,7 +410,7 @@ class AnyOutcomes(RuleBasedStateMachine):
     def it_is_asked_neither_too_early_nor_too_late(self) -> None:
         destination = self.destination
         if self.state is State.FLOWING:
-            assert destination.may_start(self.now)
+            assert destination.may_start(self.now) == (len(self.running) < self.most)
             return
         if self.running:
             assert not destination.may_start(self.now + 1000.0)

@@ -18,7 +18,7 @@ from streamer.mock_segment import Fault
 from whole_pipeline import WRITE_KEY, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]  # CI may be slow; a hang still ends
 
@@ -132,6 +132,36 @@ def test_segment_says_when_to_come_back_and_nothing_comes_before(kafka: Kafka, f
             assert settled - before <= 8
             await asyncio.sleep(2)
             assert stage.segment.stats.requests_total == settled
+            await stage.until_committed()
+            await stage.assert_accounted_for()
+
+    asyncio.run(story())
+
+
+def test_the_adaptive_limit_shrinks_while_segment_says_429_and_comes_back(kafka: Kafka) -> None:
+    """As `streamer_segment_concurrency_limit` shows it; small batches, so that the limit binds."""
+
+    async def story() -> None:
+        slow = Fault(kind="delay", seconds=0.2)
+        too_many = Fault(kind="answer", status=429, probability=0.3)
+        settings = {"STREAMER_FLUSH__MAX_CALLS": "20", "STREAMER_FLUSH__INTERVAL": "100ms"}
+        async with Stage(kafka, settings, faults=[slow]) as stage:
+            await stage.produce(some(30_000, seed=9))
+            member = await stage.start()
+
+            async def until(reached: Callable[[float], bool]) -> None:
+                async with asyncio.timeout(120):
+                    while not reached(
+                        (await member.metrics())["streamer_segment_concurrency_limit",]
+                    ):
+                        await asyncio.sleep(0.05)
+
+            await until(lambda limit: limit > 12)
+            stage.segment.faults.set(slow, too_many)
+            await until(lambda limit: limit <= 4)
+            stage.segment.faults.set(slow)
+            await until(lambda limit: limit > 12)
+            stage.segment.faults.clear()
             await stage.until_committed()
             await stage.assert_accounted_for()
 
