@@ -248,6 +248,8 @@ class Filters:
                 given = await _limited(self._chosen(handler, arguments), self._seconds(deadline))
             except _TookTooLongError as error:
                 given = [self._late(API_WRITE_KEY, handler, error)] * len(places)
+            except Exception as error:  # noqa: BLE001 - code of others may raise anything
+                given = [error] * len(places)
             secrets |= {key for key in given if type(key) is str}
             for place, key in zip(places, given, strict=True):
                 found[place] = key
@@ -408,7 +410,9 @@ def _as_exception(error: BaseException) -> Exception:
     """Give an exception that a future takes and that ends nothing but what raised it."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
-    return RuntimeError(f"it raised {error!r}").with_traceback(error.__traceback__)
+    # Not what it says of itself: that may raise, too.
+    name = type(error).__name__
+    return RuntimeError(f"it raised {name}").with_traceback(error.__traceback__)
 
 
 class Actions:

@@ -98,6 +98,8 @@ async def forward(settings: Config) -> None:
         dead_lettered=account.dead_lettered.total(),
         released=account.released,
     )
+    if left_behind:
+        await asyncio.wait(left_behind, timeout=0.5)  # what was cancelled just now
     if left_behind:  # an event loop that closes would wait for it
         log.warning(
             "handlers that ignored their time limit are left behind", count=len(left_behind)
