@@ -575,6 +575,7 @@ class SegmentSettings(_Section):
         endpoint: the whole URL to post batches to, in place of the region's.
         gzip: whether bodies are compressed.
         timeout: seconds that one request may take.
+        max_hold: seconds that calls wait for a write key that nothing goes to, while others deliver.
         sites: other write keys.
     """
 
@@ -584,6 +585,7 @@ class SegmentSettings(_Section):
     endpoint: Annotated[str, BeforeValidator(_is_endpoint)] | None = None
     gzip: Boolean = True
     timeout: Annotated[float, _duration("100ms", "10m")] = 15.0
+    max_hold: Annotated[float, _duration("1s", "720h")] = 21_600.0
     sites: SitesSettings = SitesSettings()
 
     @property

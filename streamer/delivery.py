@@ -20,7 +20,7 @@ from streamer.core.batch import MAIN_TYPES
 from streamer.core.bisection import Pieces
 from streamer.core.destination import PROBE_INTERVAL, Destination, State, backoff
 from streamer.core.limiter import Concurrency, RateLimit
-from streamer.core.model import Delivered, Misconfigured, Refused, Retry
+from streamer.core.model import Delivered, Misconfigured, Reason, Refused, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -89,8 +89,10 @@ class Observer(Protocol):
 class Handler(Protocol):
     """What the pipeline does with what delivery says."""
 
-    def refused(self, lane: Lane, batch: Batch, place: int, detail: str) -> None:
-        """Make a dead letter of a call that is at fault; it has to hold the call's chunk before this returns."""
+    def refused(
+        self, lane: Lane, batch: Batch, place: int, detail: str, reason: Reason = Reason.REFUSED
+    ) -> None:
+        """Make a dead letter of a call that is given up; it has to hold the call's chunk before this returns."""
 
     def answered(self, batch: Batch, piece: Piece, answer: Answer) -> None:
         """An attempt at a part of a batch has ended."""
@@ -115,6 +117,7 @@ class _Route:
         refusal: what Segment said when it last refused something.
         refused_alone: calls, as batch and place, that were refused alone, and when.
         accused: those of them after which Segment accepted something else; refused alone again, they are at fault.
+        alone_since: since when its destination is held while others deliver, in seconds; infinity while that isn't so.
     """
 
     lane: Lane
@@ -127,6 +130,7 @@ class _Route:
     refusal: str = ""
     refused_alone: dict[tuple[Batch, int], float] = field(default_factory=dict)
     accused: set[tuple[Batch, int]] = field(default_factory=set)
+    alone_since: float = _NEVER
 
 
 class Delivery:
@@ -138,6 +142,8 @@ class Delivery:
         observer: is told what the metrics need.
         concurrency: requests side by side; None for a number that adapts.
         max_requests_per_second: on average.
+        max_hold_seconds: how long a batch waits for a destination that is held while others deliver; then its calls
+            become dead letters.
         interval_seconds: how old the oldest call of a batch becomes before it closes, if a slot is free.
         jitter: gives random numbers from 0 to 1.
     """
@@ -151,9 +157,12 @@ class Delivery:
         concurrency: int | None,
         max_requests_per_second: float,
         interval_seconds: float,
+        max_hold_seconds: float = _NEVER,
         jitter: random.Random | None = None,
     ) -> None:
         self.interval_seconds = interval_seconds
+        self._max_hold = max_hold_seconds
+        self._say_given_up_at = 0.0
         self.in_flight = 0
         self.destinations: dict[str, Destination] = {}
         self._transport = transport
@@ -199,7 +208,8 @@ class Delivery:
         async with asyncio.TaskGroup() as group:
             while True:
                 self._wake.clear()
-                due = self._start(group, clock())
+                now = clock()
+                due = min(self._give_up(now), self._start(group, now))
                 try:
                     async with asyncio.timeout_at(None if due == _NEVER else due):
                         await self._wake.wait()
@@ -314,6 +324,63 @@ class Delivery:
         if route.bisecting is None or route.bisecting is batch or pieces is None:
             return False
         return pieces.bisecting and not route.pieces[route.bisecting].undecided
+
+    # --- what is given up -----------------------------------------------------------------------
+
+    def _give_up(self, now: float) -> float:
+        """Give up what a destination has held too long while others deliver, so that commits don't wait for ever.
+
+        Returns:
+            When to look again, in seconds; infinity for when something happens.
+        """
+        due = _NEVER
+        delivered = max((one.delivered_at for one in self.served if one.flowing), default=-_NEVER)
+        for route in self._routes.values():
+            lane = route.lane
+            if (
+                delivered <= route.destination.held_since
+            ):  # it flows, or no other delivers: then all wait
+                route.alone_since = _NEVER
+                continue
+            route.alone_since = since = min(route.alone_since, now)
+            if lane.open is not None and self._given_up_at(lane.open, since) <= now:
+                lane.close("time", now)
+            for batch in list(lane.ready):
+                at = self._given_up_at(batch, since)
+                if at <= now:
+                    self._drop(route, batch, now)
+                    due = now  # what waited for it has moved on
+                else:
+                    due = min(due, at)
+            if lane.open is not None:
+                due = min(due, self._given_up_at(lane.open, since))
+        return due
+
+    def _given_up_at(self, batch: Batch, alone_since: float) -> float:
+        return max(batch.oldest, alone_since) + self._max_hold
+
+    def _drop(self, route: _Route, batch: Batch, now: float) -> None:
+        """Make dead letters of all that is left of a closed batch."""
+        destination = route.destination
+        pieces = route.pieces.setdefault(batch, Pieces(len(batch)))
+        pieces.reset()
+        calls = 0
+        while not pieces.done:
+            for place in range(*pieces.take()):
+                self._handler.refused(
+                    route.lane, batch, place, destination.reason, Reason.DESTINATION_UNAVAILABLE
+                )
+                calls += 1
+        route.lane.ready.remove(batch)
+        self._settle(route, batch, now)
+        if now >= self._say_given_up_at:
+            self._say_given_up_at = now + _SAY_AGAIN
+            log.error(
+                "segment.max_hold is over for a destination while others deliver: its calls become dead letters",
+                calls=calls,
+                held_seconds=round(now - destination.held_since),
+                reason=destination.reason,
+            )
 
     # --- one attempt ----------------------------------------------------------------------------
 

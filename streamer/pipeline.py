@@ -20,7 +20,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from streamer.backlog import MANY_CALLS, Calls, look
-from streamer.config import ADAPTIVE, require_write_key
+from streamer.config import ADAPTIVE, duration_text, require_write_key
 from streamer.core.account import Account
 from streamer.core.aggregate import Lane, Merging
 from streamer.core.batch import Limits
@@ -340,6 +340,7 @@ class Pipeline:
             concurrency=fixed,
             max_requests_per_second=config.flush.max_requests_per_second,
             interval_seconds=config.flush.interval,
+            max_hold_seconds=config.segment.max_hold,
         )
         letters = config.dead_letter
         sink: Sink = KafkaSink(str(letters.topic), connection)
@@ -657,17 +658,24 @@ class Pipeline:
         ledger = generation.ledger
         self._put(letter, chunk, generation.share, lambda: ledger.dead_lettered(reject.reason))
 
-    def refused(self, lane: Lane, batch: Batch, place: int, detail: str) -> None:
-        """Make a dead letter of a call that Segment refused when it stood alone."""
+    def refused(
+        self, lane: Lane, batch: Batch, place: int, detail: str, reason: Reason = Reason.REFUSED
+    ) -> None:
+        """Make a dead letter of a call that Segment refused when it stood alone, or that waited for too long."""
         lane.refused(batch, place)
         chunk = batch.chunks[batch.chunk_numbers[place]]
         number = batch.records[place]
-        kind, reason = batch.kind(place), Reason.REFUSED if batch.decides(place) else None
+        kind, decides = batch.kind(place), batch.decides(place)
+        why = (
+            f"Segment refused this {kind} call"
+            if reason is Reason.REFUSED
+            else f"Nothing went to this {kind} call's write key for {duration_text(self._config.segment.max_hold)}"
+        )
         timestamp = chunk.timestamps[number]
         letter = DeadLetter(
             kind="call",
-            reason=Reason.REFUSED,
-            detail=f"Segment refused this {kind} call: {detail}",
+            reason=reason,
+            detail=f"{why}: {detail}",
             topic=chunk.partition[0],
             partition=chunk.partition[1],
             offset=chunk.offsets[number],
@@ -676,7 +684,12 @@ class Pipeline:
             value=batch.calls[place],
             tries=batch.tries,
         )
-        self._put(letter, chunk, lane.share, lambda: lane.ledger.refused(kind, reason))
+        self._put(
+            letter,
+            chunk,
+            lane.share,
+            lambda: lane.ledger.refused(kind, reason if decides else None),
+        )
 
     def _put(
         self, letter: DeadLetter, chunk: Chunk, share: Share, count: Callable[[], None]

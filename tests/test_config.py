@@ -420,8 +420,8 @@ def test_all_mistakes_are_told_at_once(file: Path) -> None:
         ('interval = "1s"', "interval: unknown setting; did you mean flush.interval?"),
         ('[kafka]\ntopic = "a"', "kafka.topic: unknown setting; did you mean kafka.topics?"),
         (
-            '[segment]\nmax_hold = "6h"',
-            "segment.max_hold: unknown setting; segment has enabled, write_key",
+            '[segment]\nhold_most = "6h"',
+            "segment.hold_most: unknown setting; segment has enabled, write_key",
         ),
         (
             '[server]\nshutdown_timeout = "1s"',

@@ -150,12 +150,14 @@ class Notes:
         assert piece[1] <= len(batch)
         self.delivered_calls += piece[1] - piece[0]
 
-    def refused(self, lane: Lane, batch: Batch, place: int, detail: str) -> None:
+    def refused(
+        self, lane: Lane, batch: Batch, place: int, detail: str, reason: Reason = Reason.REFUSED
+    ) -> None:
         chunk = batch.chunks[batch.chunk_numbers[place]]
         chunk.hold()  # must still be possible: the batch lets go afterwards
         call = orjson.loads(batch.calls[place])
         self.refusals.append((call["messageId"], detail, batch.tries))
-        lane.ledger.refused(call["type"], Reason.REFUSED)
+        lane.ledger.refused(call["type"], reason)
         chunk.let_go()
 
     def answered(self, batch: Batch, piece: Piece, answer: Answer) -> None:
@@ -611,6 +613,67 @@ def test_a_destination_outlives_its_lane_only_while_it_is_held() -> None:
             rig.delivery.begin(lane)
             assert rig.delivery.served == [held]
             await rig.delivery.end()
+
+    tell(story)
+
+
+def by_key(**answers: Outcome) -> Callable[[Attempt], Outcome]:
+    """Answer each write key in its own way."""
+    return lambda attempt: answers[attempt.key]
+
+
+@pytest.mark.parametrize(
+    "trouble", [UNAUTHORIZED, UNAVAILABLE, Retry("rate_limited", "429", 429, 300.0)]
+)
+def test_a_dead_key_holds_nothing_back_for_longer_than_it_may_while_others_deliver(
+    trouble: Outcome,
+) -> None:
+    async def story() -> None:
+        segment = FakeSegment(by_key(dead=trouble, alive=OK))
+        async with Rig(segment, max_hold_seconds=HOUR, limits=Limits(max_calls=2)) as rig:
+            dead, alive = rig.lane("dead"), rig.lane("alive")
+            rig.add(dead, "d1")
+            rig.add(dead, "d2")
+            rig.add(dead, "d3")
+            rig.add(dead, "d4")  # two full batches: what comes late is in one of its own
+            for minute in range(59):
+                rig.add(alive, f"a{minute}")
+                await asyncio.sleep(60)
+            assert not rig.notes.refusals
+            rig.add(dead, "late")
+            for minute in range(59, 63):
+                rig.add(alive, f"a{minute}")
+                await asyncio.sleep(60)
+            assert sorted(name for name, *_ in rig.notes.refusals) == ["d1", "d2", "d3", "d4"]
+            assert rig.account.dead_lettered == {"destination_unavailable": 4}
+            assert not dead.idle, "what came later has its own time"
+            asked = [one.at for one in segment.attempts if one.key == "dead"]
+            assert asked[-1] > HOUR, "it is asked on"
+            segment.answer = lambda _: OK
+            await rig.idle(dead, within=400)
+            assert "late" in segment.accepted
+            assert len(segment.accepted) == 64
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_if_no_key_delivers_all_wait_however_long() -> None:
+    """And when one delivers again, the others have all their time: they may need a moment more."""
+
+    async def story() -> None:
+        segment = FakeSegment(by_key(one=UNAVAILABLE, two=UNAUTHORIZED, unused=OK))
+        async with Rig(segment, max_hold_seconds=HOUR) as rig:
+            one, two, _ = rig.lane("one"), rig.lane("two"), rig.lane("unused")
+            rig.add(one, "a")
+            rig.add(two, "b")
+            await asyncio.sleep(10 * HOUR)
+            assert not rig.notes.refusals
+            segment.answer = lambda _: OK
+            await rig.idle(one, within=60)
+            await rig.idle(two, within=60)
+            assert sorted(segment.accepted) == ["a", "b"]
+            rig.assert_settled()
 
     tell(story)
 

@@ -82,16 +82,22 @@ class Destination:
         since: when it came into this state, in seconds; the caller's clock.
         until: when the next attempt may be made, in seconds, while it is held.
         reason: why it is held, for a person.
+        held_since: since when it hasn't flowed, whatever kept it, in seconds; infinity while it flows.
+        delivered_at: when it last accepted something, in seconds; minus infinity before that.
         attempts: requests that are under way.
     """
 
-    __slots__ = ("_epoch", "_failures", "_most", "attempts", "reason", "since", "state", "until")
+    __slots__ = (
+        "_epoch", "_failures", "_most", "attempts", "delivered_at", "held_since", "reason", "since", "state", "until",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.state = State.FLOWING
         self.since = 0.0
         self.until = 0.0
         self.reason = ""
+        self.held_since = _UNBOUNDED
+        self.delivered_at = -_UNBOUNDED
         self.attempts = 0
         self._failures = 0
         self._epoch = 0
@@ -164,6 +170,7 @@ class Destination:
 
     def _delivered(self, permit: Permit, now: float) -> bool:
         self._failures = 0
+        self.delivered_at = now
         if self.flowing:
             self._most += 1
             return False
@@ -192,6 +199,7 @@ class Destination:
         return True
 
     def _change(self, state: State, reason: str, now: float) -> None:
+        self.held_since = _UNBOUNDED if state is State.FLOWING else min(self.held_since, now)
         self.state = state
         self.since = now
         self.reason = reason

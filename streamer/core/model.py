@@ -35,6 +35,9 @@ class Reason(StrEnum):
     TOO_MANY_WRITE_KEYS = (
         "too_many_write_keys"  # the event's would be one more lane than there may be
     )
+    DESTINATION_UNAVAILABLE = (
+        "destination_unavailable"  # for `segment.max_hold`, while others delivered
+    )
     REFUSED = "refused"  # Segment refused the call when it stood alone in a request
 
 
