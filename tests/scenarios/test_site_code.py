@@ -15,7 +15,7 @@ from kafka_broker.topics import Kafka, ToProduce
 from reference.interpreter import Interpreter
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
 from streamer.demo.events import generate
-from streamer.mock_segment import digest
+from streamer.mock_segment import Fault, digest
 from whole_pipeline import WRITE_KEY, Stage
 
 if TYPE_CHECKING:
@@ -171,3 +171,48 @@ def test_a_handler_that_nothing_ends_holds_no_stop_back_and_its_records_are_kept
             assert "left behind" in member.log.read_text()
 
     asyncio.run(story())
+
+
+def test_a_key_that_is_refused_for_too_long_holds_no_commit_of_the_others_back(
+    kafka: Kafka,
+) -> None:
+    async def story() -> None:
+        settings = {
+            "STREAMER_SEGMENT__SITES__WRITE_KEYS": '{"2": "a-dead-key"}',
+            "STREAMER_SEGMENT__MAX_HOLD": "4s",
+            "STREAMER_GROUPS": "[]",
+        }
+        dead = Fault(kind="answer", status=401, key_digest=digest("a-dead-key"))
+        async with Stage(kafka, settings, faults=[dead]) as stage:
+            records = list(some(1_000, seed=54))
+            await stage.produce(records)
+            member = await stage.start()
+            flowing = asyncio.create_task(_keep_flowing(stage))
+            try:
+                await stage.until_committed(len(records))
+            finally:
+                flowing.cancel()
+            await stage.until_committed()
+            letters = await kafka.read(stage.dead_letters)
+            reasons = Counter(dict(one.headers)["streamer-reason"] for one in letters)
+            assert reasons[b"destination_unavailable"] > 100
+            found = {line.key_digest for line in stage.segment.lines if line.fate == "accepted"}
+            assert found == {digest(WRITE_KEY)}
+            metrics = await member.metrics()
+            settled = sum(n for k, n in metrics.items() if k[0] == "streamer_events_settled_total")
+            assert settled == metrics["streamer_events_consumed_total", stage.topic]
+            assert await member.stop() == 0
+
+    asyncio.run(story())
+
+
+async def _keep_flowing(stage: Stage) -> None:
+    """Produce an event a second of a site that is well: only while others deliver is one key given up."""
+    for number in range(120):
+        event = {
+            "event_type": "click",
+            "endpoint": {"Id": f"steady-{number}"},
+            "attributes": {"blogId": "1"},
+        }
+        await stage.produce([ToProduce(b"steady", orjson.dumps(event), int(time.time() * 1000))])
+        await asyncio.sleep(1)
