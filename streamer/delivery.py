@@ -34,10 +34,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _NEVER = float("inf")
-_TOO_MUCH = {
-    "rate_limited",
-    "timeout",
-}  # of the reasons to retry, those that ask for fewer requests
+_TOO_MUCH = {"rate_limited", "timeout"}  # the reasons to retry that ask for fewer requests
 _SAY_AGAIN = 600.0
 _REMEMBERED = 1000  # so many destinations that are held outlive their lanes: keys may come from what visitors send
 _BODY_FACTOR = 1.5  # a body and its compressed copy, in bytes of the body

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+SLICE_BYTES = 192_000
+RECORD_BYTES = 1000
+"""So many bytes of records are processed in one stretch, each record counted with so many more: some 5 ms of the event
+loop's time, of which heartbeats need their share."""
+
 _WRITE_KEY = re.compile(r"[!-9;-~]{1,200}")  # as `segment.write_key` may be
 _NO_WRITE_KEY = Filtered(FilterReason.NO_WRITE_KEY)
-_PORTION_BYTES = 192_000
-_RECORD_BYTES = 1000
-"""So many bytes of records, each counted with so many more, are worked on before the event loop has a turn."""
 
 
 class Value(NamedTuple):
@@ -214,7 +216,7 @@ class Formatter:
             made[one.number] = Made(key, result)
             if not isinstance(result, Reject | Filtered):
                 done += sum(map(_size_of, result.taken))
-            if done >= _PORTION_BYTES:
+            if done >= SLICE_BYTES:
                 done = 0
                 await asyncio.sleep(0)
 
@@ -231,8 +233,8 @@ def _changed_event(error: Exception) -> Reject:
 def _portions(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
     start = size = 0
     for number, (value, _) in enumerate(values, start=1):
-        size += _RECORD_BYTES + (len(value) if value else 0)
-        if size >= _PORTION_BYTES or number == len(values):
+        size += RECORD_BYTES + (len(value) if value else 0)
+        if size >= SLICE_BYTES or number == len(values):
             yield values[start:number]
             start, size = number, 0
 

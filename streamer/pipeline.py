@@ -45,7 +45,7 @@ from streamer.core.transform import PROFILES, Transform
 from streamer.dead_letter import DeadLetters, FileSink, KafkaSink
 from streamer.delivery import Delivery, states
 from streamer.errors import MappingError
-from streamer.formatter import Formatter, Value
+from streamer.formatter import RECORD_BYTES, SLICE_BYTES, Formatter, Value
 from streamer.handlers import Actions, Filters, at_start
 from streamer.hooks import (
     AFTER_SEND,
@@ -84,10 +84,6 @@ log = structlog.get_logger()
 
 _T = TypeVar("_T")
 
-_SLICE_BYTES = 192_000
-_RECORD_BYTES = 1000
-"""So many bytes of records are processed in one stretch, each record counted with so many more: some 5 ms of the event
-loop's time, of which heartbeats need their share."""
 MAX_LANES = 1000
 """So many write keys may have calls in one generation: visitors may have a say in which key an event has."""
 _TOO_MANY_WRITE_KEYS = Reject(
@@ -465,7 +461,7 @@ class Pipeline:
             (self._note(generation, partition, together, now), together)
             for partition, together in records
         ]
-        done = _SLICE_BYTES  # fetching and noting were a stretch of their own
+        done = SLICE_BYTES  # fetching and noting were a stretch of their own
         needed = self._formatter.needed or self._actions.wanted(AFTER_SEND) or not self._write_key
         for (chunk, size), together in chunks:
             if needed:
@@ -523,7 +519,7 @@ class Pipeline:
         make, add = self._format, lane.add
         made = dict.fromkeys(CALL_TYPES, 0)
         for number, record in enumerate(records):
-            if done >= _SLICE_BYTES:
+            if done >= SLICE_BYTES:
                 done = 0
                 _note_made(generation.ledger, made)
                 if lane.ready:  # what is open waits for its interval: `read` says so at its end
@@ -542,7 +538,7 @@ class Pipeline:
                 self._reject(generation, chunk, record, formatted)
             else:
                 generation.ledger.filtered(formatted.reason)
-            done += _RECORD_BYTES + (len(value) if value else 0)
+            done += RECORD_BYTES + (len(value) if value else 0)
         _note_made(generation.ledger, made)
         return done
 
@@ -563,13 +559,13 @@ class Pipeline:
         for number, (record, (write_key, result)) in enumerate(
             zip(records, formatted, strict=True)
         ):
-            if done >= _SLICE_BYTES:
+            if done >= SLICE_BYTES:
                 done = 0
                 self._delivery.notify()
                 await asyncio.sleep(0)
                 if generation.ended:
                     return
-            done += _RECORD_BYTES + (len(record.value) if record.value else 0)
+            done += RECORD_BYTES + (len(record.value) if record.value else 0)
             if isinstance(result, Reject):
                 self._reject(generation, chunk, record, result)
                 continue

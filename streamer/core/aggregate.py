@@ -228,9 +228,8 @@ class Lane:
             place: the call's.
         """
         if self._suppression is not None and batch.kind(place) in self._merges:
-            for (
-                profile
-            ) in batch.profiles:  # the call's is one of them; none but it would be worth a search
+            # The call's profile is one of them; to spare the others would not be worth a search.
+            for profile in batch.profiles:
                 self._suppression.refused(profile)
 
     def settle(self, batch: Batch, now: float) -> None:

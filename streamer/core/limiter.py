@@ -34,9 +34,7 @@ _OTHER = 2.0  # a destination that takes so many times as long as it did is anot
 _REST = 20.0  # after many failures nothing is tried for so many measurements
 _LONGEST_REST = 20.0  # seconds; ... nor longer than this
 _SHRINK = 0.3  # so much of what it had under way is taken from a lane that asks for less
-_STALE = (
-    30.0  # seconds; what was measured before a longer lull isn't compared with what comes after
-)
+_STALE = 30.0  # seconds; what was measured before a longer lull isn't compared with what follows
 
 
 class Concurrency:

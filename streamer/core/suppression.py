@@ -164,9 +164,8 @@ class Suppression:
         if on_its_way is None:
             on_its_way = self._targets[target] = _Target(traits)
         elif group is None:
-            on_its_way.traits = (
-                traits  # a user's calls are in order; those of a group's users aren't
-            )
+            # A user's calls are in order; those of a group's users aren't.
+            on_its_way.traits = traits
         elif on_its_way.traits != traits:
             on_its_way.traits = None
         if pending is None:
