@@ -34,6 +34,9 @@ Partition: TypeAlias = tuple[str, int]
 """A topic's name and a partition's number."""
 
 TIMEOUT_SECONDS = 60.0
+_TRY_SECONDS = 5.0
+"""How long one request to make a topic may take: a broker that was frozen loses some on the way to its controller."""
+_UNANSWERED = {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError.REQUEST_TIMED_OUT}
 _COORDINATOR = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -246,8 +249,22 @@ class Kafka:
 
     def _create_topic(self, name: str, partitions: int, config: dict[str, str]) -> None:
         topic = NewTopic(name, num_partitions=partitions, replication_factor=1, config=config)
-        done = self._admin.create_topics([topic], operation_timeout=TIMEOUT_SECONDS)
-        done[name].result(TIMEOUT_SECONDS)
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        tried = False
+        while True:
+            done = self._admin.create_topics(
+                [topic], operation_timeout=_TRY_SECONDS, request_timeout=_TRY_SECONDS
+            )
+            try:
+                done[name].result(TIMEOUT_SECONDS)
+                break
+            except KafkaException as error:
+                code = error.args[0].code()
+                if code == KafkaError.TOPIC_ALREADY_EXISTS and tried:
+                    break  # a try that got no answer made it
+                if code not in _UNANSWERED or time.monotonic() > deadline:
+                    raise
+                tried = True
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while time.monotonic() < deadline:
             found = self._admin.list_topics(name, timeout=TIMEOUT_SECONDS).topics[name]
