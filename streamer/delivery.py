@@ -186,9 +186,14 @@ class Delivery:
         """The destinations of the lanes there are now."""
         return [route.destination for route in self._routes.values()]
 
-    def begin(self, lane: Lane) -> None:
-        """Take a lane in."""
-        destination = self.destinations.setdefault(lane.write_key, Destination())
+    def begin(self, lane: Lane, name: str = "") -> None:
+        """Take a lane in.
+
+        Args:
+            lane: the lane.
+            name: what a person calls its destination.
+        """
+        destination = self.destinations.setdefault(lane.write_key, Destination(name))
         self._routes[lane] = _Route(lane, destination)
 
     def notify(self) -> None:
@@ -374,6 +379,7 @@ class Delivery:
             self._say_given_up_at = now + _SAY_AGAIN
             log.error(
                 "segment.max_hold is over for a destination while others deliver: its calls become dead letters",
+                destination=destination.name,
                 calls=calls,
                 held_seconds=round(now - destination.held_since),
                 reason=destination.reason,
@@ -554,6 +560,7 @@ class Delivery:
             route.others_refused = 0
             log.info(
                 "Segment refused a batch; halving it to find the calls at fault",
+                destination=route.destination.name,
                 calls=len(batch),
                 answer=route.refusal,
             )
@@ -645,10 +652,13 @@ def _now_iso() -> bytes:
 
 def _log_state(destination: Destination) -> None:
     if destination.flowing:
-        log.info("Segment accepts calls again")
+        log.info("Segment accepts calls again", destination=destination.name)
     else:
         log.warning(
-            "Segment doesn't accept calls", state=str(destination.state), reason=destination.reason
+            "Segment doesn't accept calls",
+            destination=destination.name,
+            state=str(destination.state),
+            reason=destination.reason,
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,7 +40,7 @@ from streamer.core.model import (
     Reject,
 )
 from streamer.core.offsets import Chunk, Offsets
-from streamer.core.sites import Sites
+from streamer.core.sites import Sites, listed
 from streamer.core.suppression import Digests, Suppression
 from streamer.core.transform import PROFILES, Transform
 from streamer.dead_letter import DeadLetters, FileSink, KafkaSink
@@ -95,6 +96,8 @@ _SITE_CODE_TIMEOUT = 120.0
 poll."""
 _ACTIONS_TIMEOUT = 5.0
 """Seconds that a stop waits for actions, at most: Kafka and Segment have all by then."""
+_NAMED = 5
+"""So many destinations are named in a sentence of `/readyz`."""
 _DIGESTS_SHARE = 0.25
 """How much of the memory budget what was last delivered may take, for suppression."""
 _DRAIN_SHARE = 0.8
@@ -163,15 +166,22 @@ def make_formatter(
         observer: is told of handlers that fail.
         checked: whether what Segment would throw away is rejected of what site code made.
     """
+    filters = Filters(hooks, config.hook_timeout, observer)
+    return Formatter(transform, make_sites(config), filters, checked=checked)
+
+
+def make_sites(config: Config) -> Sites:
+    """Say which write key an event has by its site.
+
+    Args:
+        config: all settings.
+    """
     segment = config.segment
     key = segment.write_key
-    sites = Sites(
+    return Sites(
         segment.sites.field,
         {site: one.get_secret_value() for site, one in segment.sites.write_keys.items()},
         key.get_secret_value() if key else "",
-    )
-    return Formatter(
-        transform, sites, Filters(hooks, config.hook_timeout, observer), checked=checked
     )
 
 
@@ -306,6 +316,7 @@ class Pipeline:
             max_calls=config.flush.max_calls,
             max_bytes=config.flush.max_bytes,
         )
+        self._sites = make_sites(config)
         self._formatter = make_formatter(config, transform, hooks, self._metrics)
         self._actions = Actions(hooks, config.hook_timeout, self._metrics)
         self._responses: dict[Batch, Response | Exception] = {}  # the last of each, for after_send
@@ -356,7 +367,7 @@ class Pipeline:
         """
         server = self._config.server
         async with (
-            serve(server.host, server.port, self.registry, self.not_ready) as self.port,
+            serve(server.host, server.port, self.registry, self.not_ready, self.held) as self.port,
             self._segment,
             asyncio.TaskGroup() as tasks,
         ):
@@ -389,15 +400,24 @@ class Pipeline:
             reasons.append(f"Kafka: {self._source.failing}")
         elif self._source.assignment is None:
             reasons.append("Kafka: the consumer group is sharing its partitions out")
-        refusals = [
-            f"Segment: {destination.reason}"
-            for destination in self._delivery.served
-            if destination.state is State.MISCONFIGURED
-        ]
-        reasons += dict.fromkeys(refusals)  # many keys may be wrong in one way
+        reasons += self._held(State.MISCONFIGURED)
         if self._stop_at is not None:
             reasons.append("stopping")
         return reasons
+
+    def held(self) -> list[str]:
+        """Say which destinations are held for a while, and why: a sentence for each reason."""
+        return self._held(State.PAUSED) + self._held(State.BACKING_OFF)
+
+    def _held(self, state: State) -> list[str]:
+        names = defaultdict(list)  # many keys may be held for one reason
+        for destination in self._delivery.served:
+            if destination.state is state:
+                names[destination.reason].append(destination.name)
+        words = str(state).replace("_", " ")
+        return [
+            f"Segment: {listed(held, _NAMED)}: {words}: {reason}" for reason, held in names.items()
+        ]
 
     def readings(self) -> Readings:
         """Read what a scrape of the metrics shows, all at one time."""
@@ -598,7 +618,7 @@ class Pipeline:
             self._config, write_key, generation.ledger, generation.share, generation.digests
         )
         generation.lanes[write_key] = lane
-        self._delivery.begin(lane)
+        self._delivery.begin(lane, self._sites.name(write_key))
         return lane
 
     def committable(self, partition: Partition, position: int | None) -> int | None:

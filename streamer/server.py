@@ -23,6 +23,7 @@ async def serve(
     port: int,
     registry: CollectorRegistry,
     not_ready: Callable[[], list[str]],
+    held: Callable[[], list[str]],
 ) -> AsyncIterator[int]:
     """Serve while the context is open.
 
@@ -31,6 +32,7 @@ async def serve(
         port: the port; 0 takes any that is free.
         registry: what `/metrics` shows.
         not_ready: gives a sentence for each reason why `/readyz` answers 503; none when it is ready.
+        held: gives a sentence for each reason why calls wait for a while, which `/readyz` shows too.
 
     Yields:
         The port.
@@ -52,7 +54,8 @@ async def serve(
     async def readyz(_: web.Request) -> web.Response:
         reasons = not_ready()
         return web.json_response(
-            {"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200
+            {"ready": not reasons, "reasons": reasons, "held": held()},
+            status=503 if reasons else 200,
         )
 
     app = web.Application()

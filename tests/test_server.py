@@ -22,14 +22,18 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 
-def play(story: Callable[..., Awaitable[None]], reasons: list[str] | None = None) -> None:
+def play(
+    story: Callable[..., Awaitable[None]],
+    reasons: list[str] | None = None,
+    held: list[str] | None = None,
+) -> None:
     """Run a story with a server; it is called with a function that gets a page, and with a counter on /metrics."""
 
     async def main() -> None:
         registry = CollectorRegistry()
         counter = Counter("served", "How often.", registry=registry)
         async with (
-            serve("127.0.0.1", 0, registry, lambda: reasons or []) as port,
+            serve("127.0.0.1", 0, registry, lambda: reasons or [], lambda: held or []) as port,
             aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
         ):
 
@@ -98,13 +102,15 @@ def test_alive() -> None:
 
 
 def test_ready() -> None:
-    """When nothing speaks against it."""
+    """When nothing speaks against it; a pause doesn't, and is shown."""
+    held = ["Segment: site 2: paused: 429"]
 
     async def story(get: Any, _: Counter) -> None:
         status, _, text = await get("/readyz")
-        assert (status, orjson.loads(text)) == (200, {"ready": True, "reasons": []})
+        page = {"ready": True, "reasons": [], "held": held}
+        assert (status, orjson.loads(text)) == (200, page)
 
-    play(story)
+    play(story, held=held)
 
 
 def test_not_ready() -> None:
@@ -113,7 +119,8 @@ def test_not_ready() -> None:
 
     async def story(get: Any, _: Counter) -> None:
         status, _, text = await get("/readyz")
-        assert (status, orjson.loads(text)) == (503, {"ready": False, "reasons": reasons})
+        page = {"ready": False, "reasons": reasons, "held": []}
+        assert (status, orjson.loads(text)) == (503, page)
         reasons.clear()
         assert (await get("/readyz"))[0] == 200
 
@@ -152,7 +159,7 @@ def test_a_port_in_use_is_one_sentence() -> None:
     """That names the port, the settings, and what to do."""
 
     async def main(port: int) -> None:
-        async with serve("127.0.0.1", port, CollectorRegistry(), list):
+        async with serve("127.0.0.1", port, CollectorRegistry(), list, list):
             pytest.fail("it listens at a port that is taken")
 
     with taken() as port, pytest.raises(StartError) as caught:
@@ -168,7 +175,7 @@ def test_an_address_that_is_not_ours_is_one_sentence(host: str) -> None:
     """The reason of the operating system is in it."""
 
     async def main() -> None:
-        async with serve(host, 0, CollectorRegistry(), list):
+        async with serve(host, 0, CollectorRegistry(), list, list):
             pytest.fail("it listens at an address that isn't ours")
 
     with pytest.raises(StartError) as caught:
@@ -183,12 +190,12 @@ def test_the_port_is_free_afterwards() -> None:
     """A restart can take it at once, also while a client still has its connection open."""
 
     async def main() -> None:
-        async with serve("127.0.0.1", 0, CollectorRegistry(), list) as port:
+        async with serve("127.0.0.1", 0, CollectorRegistry(), list, list) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200 OK" in await reader.readline()
         started = time.monotonic()
-        async with serve("127.0.0.1", port, CollectorRegistry(), list) as again:
+        async with serve("127.0.0.1", port, CollectorRegistry(), list, list) as again:
             assert again == port
         assert time.monotonic() - started < 1
         writer.close()
@@ -207,7 +214,7 @@ def test_a_client_that_does_not_read_does_not_hold_the_end() -> None:
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
             serving = contextlib.AsyncExitStack()
-            port = await serving.enter_async_context(serve("127.0.0.1", 0, registry, list))
+            port = await serving.enter_async_context(serve("127.0.0.1", 0, registry, list, list))
             client = stack.enter_context(socket.socket())
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.setblocking(False)

@@ -111,6 +111,27 @@ def test_without_handlers_the_short_way_is_taken_and_nothing_is_asked(
     virtual_time.run(main())
 
 
+def test_destinations_that_are_held_are_named_by_their_sites_and_never_by_their_keys() -> None:
+    async def main() -> None:
+        sites = {str(number): f"key-{number}" for number in range(2, 12)}
+        pipeline = make(Hooks(), segment__sites__write_keys=orjson.dumps(sites).decode())
+        values = [event("ann", blog) for blog in ("1", *sites)]
+        await pipeline.read([(PARTITION, records(*values))])
+        destinations = pipeline._delivery.destinations
+        now = asyncio.get_running_loop().time()
+        for key in (KEY, *list(sites.values())[3:]):
+            destinations[key].misconfigured("401: no such key", now)
+        destination = destinations["key-2"]
+        destination.finish(destination.start(), Retry("rate_limited", "slower", 429, 9.0), now, 0.5)
+        assert pipeline.not_ready()[1:] == [
+            "Segment: the default write key, site 5, site 6, site 7, site 8 and 3 more: misconfigured: 401: no such key"
+        ]
+        assert pipeline.held() == ["Segment: site 2: paused: slower"]
+        await end(pipeline)
+
+    virtual_time.run(main())
+
+
 def test_a_site_has_a_lane_of_its_own_and_one_without_a_key_is_filtered() -> None:
     async def main() -> None:
         pipeline = make(Hooks(), segment__sites__write_keys='{"2": "key-2", "3": ""}')

@@ -77,7 +77,11 @@ class Permit:
 class Destination:
     """The state machine of one destination.
 
+    Args:
+        name: what a person calls it; not its write key.
+
     Attributes:
+        name: the same.
         state: see `State`.
         since: when it came into this state, in seconds; the caller's clock.
         until: when the next attempt may be made, in seconds, while it is held.
@@ -88,10 +92,12 @@ class Destination:
     """
 
     __slots__ = (
-        "_epoch", "_failures", "_most", "attempts", "delivered_at", "held_since", "reason", "since", "state", "until",
+        "_epoch", "_failures", "_most", "attempts", "delivered_at", "held_since", "name", "reason", "since", "state",
+        "until",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
         self.state = State.FLOWING
         self.since = 0.0
         self.until = 0.0

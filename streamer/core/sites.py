@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from streamer.core.mapping import index_of, number_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+
+_NAMED = 3
+"""So many sites of one write key are named in a line."""
 
 
 class Sites:
@@ -28,6 +33,23 @@ class Sites:
         """Whether there is any but the default key."""
         return bool(self._write_keys)
 
+    def name(self, write_key: str) -> str:
+        """Name a write key for a person, who can't be shown it: by its sites, or else by a digest.
+
+        Args:
+            write_key: Segment's.
+
+        Returns:
+            Such as `the default write key`, `site 2`, `sites 2, 3 and 5`, `write key with digest 6f1c09ab`.
+        """
+        if write_key == self._default:
+            return "the default write key"
+        named = [site for site, key in self._write_keys.items() if key == write_key]
+        if not named:
+            digest = blake2b(write_key.encode(errors="replace"), digest_size=4).hexdigest()
+            return f"write key with digest {digest}"
+        return f"site{'s' if len(named) > 1 else ''} {listed(named, _NAMED)}"
+
     def write_key(self, event: Mapping[str, Any]) -> str:
         """Give the write key of an event; empty if its site has none."""
         value: Any = event
@@ -45,3 +67,15 @@ class Sites:
         return (
             self._write_keys.get(value, self._default) if isinstance(value, str) else self._default
         )
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """List names in a sentence: `a`, `a and b`, `a, b and 7 more`.
+
+    Args:
+        names: one at least.
+        most: so many are listed; of more, only how many they are.
+    """
+    rest = len(names) - most
+    *firsts, last = [*names[:most], f"{rest} more"] if rest > 0 else names
+    return f"{', '.join(firsts)} and {last}" if firsts else last
