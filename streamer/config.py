@@ -18,7 +18,7 @@ import os
 import re
 import ssl
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -59,6 +59,8 @@ _ENDPOINTS = {
 
 ADAPTIVE: Final = "adaptive"
 """Of `flush.concurrency`: the number of requests in flight is found while running."""
+MOST_CONCURRENCY = 256
+"""The greatest number that `flush.concurrency` may be."""
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE_UNITS = {
@@ -197,9 +199,11 @@ def _is_concurrency(value: object) -> object:
     if isinstance(value, str) and value.strip().lower() == ADAPTIVE:
         return ADAPTIVE
     try:
-        return _whole_from_to(value, 1, 256)
+        return _whole_from_to(value, 1, MOST_CONCURRENCY)
     except ValueError:
-        raise ValueError(f'must be "{ADAPTIVE}" or a whole number from 1 to 256') from None
+        raise ValueError(
+            f'must be "{ADAPTIVE}" or a whole number from 1 to {MOST_CONCURRENCY}'
+        ) from None
 
 
 def _choice(*allowed: str) -> BeforeValidator:
@@ -234,6 +238,13 @@ def _is_secret(value: object) -> SecretStr:
     if not isinstance(value, str):
         raise ValueError("must be text in quotes")  # noqa: TRY004 - pydantic collects ValueErrors
     return SecretStr(value)
+
+
+def _is_token(value: object) -> SecretStr:
+    token = _is_secret(value).get_secret_value().strip()
+    if not re.fullmatch(r"[!-~]{16,}", token):
+        raise ValueError("must be 16 or more printable ASCII characters without spaces")
+    return SecretStr(token)
 
 
 def _is_write_key(value: object) -> SecretStr:
@@ -703,14 +714,20 @@ class FlushSettings(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        least = 4 * (self.max_bytes + CHUNK_BYTES)
-        if self.memory_budget < least:
-            sentence = (
-                f"must be at least {least:_} bytes: four times max_bytes ({self.max_bytes:_}) and a"
-                f" chunk of records ({CHUNK_BYTES:_})"
-            )
+        sentence = self.budget_problem()
+        if sentence:
             raise _ProblemsError([("memory_budget", sentence)])
         return self
+
+    def budget_problem(self) -> str:
+        """Say what the memory budget must be, if it is too small for the batches; else nothing."""
+        least = 4 * (self.max_bytes + CHUNK_BYTES)
+        if self.memory_budget >= least:
+            return ""
+        return (
+            f"must be at least {least:_} bytes: four times max_bytes ({self.max_bytes:_}) and a"
+            f" chunk of records ({CHUNK_BYTES:_})"
+        )
 
 
 class DeadLetterSettings(_Section):
@@ -734,15 +751,17 @@ class DeadLetterSettings(_Section):
 
 
 class ServerSettings(_Section):
-    """`[server]`: where `/metrics`, `/healthz` and `/readyz` answer.
+    """`[server]`: where `/metrics`, `/healthz`, `/readyz` and `/config` answer.
 
     Attributes:
         host: the address to listen on.
         port: the port; 0 takes any that is free.
+        token: who has it may see and change settings from elsewhere than this machine.
     """
 
     host: Text = "127.0.0.1"
     port: Annotated[int, _whole(0, 65535)] = 9464
+    token: Annotated[SecretStr, BeforeValidator(_is_token)] | None = None
 
 
 def _is_groups(value: object) -> object:
@@ -877,6 +896,19 @@ _SIZES = frozenset({"flush.max_bytes", "flush.memory_budget"})
 _VARIABLES = {ENVIRONMENT_PREFIX + key.replace(".", "__").upper(): key for key in SETTINGS}
 
 
+LIVE_SETTINGS = (
+    "flush.interval",
+    "flush.max_calls",
+    "flush.max_bytes",
+    "flush.concurrency",
+    "flush.max_requests_per_second",
+    "aggregate.suppress_for",
+)
+"""The settings that can change while streamer runs."""
+LIVE_ORIGIN = "/config"
+"""Where a setting came from that was changed over HTTP."""
+
+
 def load_config(
     path: Path | None,
     overrides: Mapping[str, Any] | None = None,
@@ -931,6 +963,85 @@ def load_config(
     return config
 
 
+def changed(before: Config, after: Config) -> dict[str, tuple[str, str]]:
+    """Say which settings differ.
+
+    Args:
+        before: all settings, as they were.
+        after: as they are.
+
+    Returns:
+        Dotted key to what it was and what it is, as a person reads them; secrets masked.
+    """
+    rows = zip(effective(before), effective(after), strict=True)
+    return {
+        old.key: (old.value, new.value)
+        for old, new in rows
+        if _value(before, old.key) != _value(after, old.key)
+    }
+
+
+def change_live(before: Config, values: Mapping[str, Any]) -> Config:
+    """Change settings while streamer runs.
+
+    Args:
+        before: the settings in force.
+        values: dotted key to value, written as in the file.
+
+    Raises:
+        ConfigError: one of them is wrong, or can't change: a line for each.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[tuple[str, ...], str] = {}
+    problems = []
+    for key, value in values.items():
+        if key in LIVE_SETTINGS:
+            _lay(merged, _nested(key, value), LIVE_ORIGIN, origins)
+        elif key in SETTINGS:
+            can = ", ".join(LIVE_SETTINGS)
+            problems.append(f"{key}: can't change while streamer runs; what can: {can}")
+        else:
+            problems.append(f"{key}: {_unknown(key, list(LIVE_SETTINGS))}")
+    try:
+        wanted = Config.model_validate(merged)
+    except ValidationError as error:
+        problems += _explain(error, origins, merged, None)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    wanted._origins.update(dict.fromkeys(values, LIVE_ORIGIN))  # noqa: SLF001 - ours
+    return take_live(before, wanted, values)
+
+
+def take_live(before: Config, after: Config, keys: Iterable[str] = LIVE_SETTINGS) -> Config:
+    """Take over what can change while streamer runs, and leave the rest as it is.
+
+    Args:
+        before: the settings in force.
+        after: what is wanted.
+        keys: what is taken of it.
+
+    Raises:
+        ConfigError: what can change doesn't go with what can't.
+    """
+    sections: dict[str, dict[str, object]] = {}
+    for key in keys:
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = _value(after, key)
+    update = {
+        name: getattr(before, name).model_copy(update=values) for name, values in sections.items()
+    }
+    taken = before.model_copy(update=update)
+    problem = taken.flush.budget_problem()
+    if problem:
+        raise ConfigError(
+            f"flush.memory_budget, which can't change while streamer runs, {problem}; restart it, or leave"
+            " flush.max_bytes as it is"
+        )
+    origins = before.origins | {key: after.origins[key] for key in keys}
+    taken._origins = origins  # noqa: SLF001 - ours
+    return taken
+
+
 def require_write_key(config: Config, *, elsewhere: bool = False) -> str:
     """The write key in the clear, for who sends to Segment.
 
@@ -975,9 +1086,7 @@ def effective(config: Config) -> list[Effective]:
     """Every setting in effect, in the order of the sections, secrets masked."""
     rows = []
     for key, origin in config.origins.items():
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
+        value = _value(config, key)
         if key in _SECRETS:
             text = f"set, from {origin}" if _given(value) else "not set"
             if isinstance(value, dict) and value:
@@ -992,6 +1101,13 @@ def effective(config: Config) -> list[Effective]:
             text = "not set" if value is None or value == () else _plain(value)
         rows.append(Effective(key, text, origin))
     return rows
+
+
+def _value(config: Config, key: str) -> Any:  # noqa: ANN401 - a setting's value is of any type
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def _given(value: object) -> bool:

@@ -12,7 +12,7 @@ import random
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import structlog
 
@@ -101,6 +101,20 @@ class Handler(Protocol):
         """Look whether there is room to read again: an attempt has ended."""
 
 
+class Pace(TypedDict):
+    """What may change while it runs.
+
+    Attributes:
+        concurrency: requests side by side; None for a number that adapts.
+        max_requests_per_second: on average.
+        interval_seconds: how old the oldest call of a batch becomes before it closes, if a slot is free.
+    """
+
+    concurrency: int | None
+    max_requests_per_second: float
+    interval_seconds: float
+
+
 @dataclass(slots=True)
 class _Route:
     """A lane with what delivery knows of it.
@@ -137,11 +151,9 @@ class Delivery:
         transport: makes an attempt.
         handler: takes what can't be delivered.
         observer: is told what the metrics need.
-        concurrency: requests side by side; None for a number that adapts.
-        max_requests_per_second: on average.
+        concurrency, max_requests_per_second, interval_seconds: see `Pace`.
         max_hold_seconds: how long a batch waits for a destination that is held while others deliver; then its calls
             become dead letters.
-        interval_seconds: how old the oldest call of a batch becomes before it closes, if a slot is free.
         jitter: gives random numbers from 0 to 1.
     """
 
@@ -185,6 +197,16 @@ class Delivery:
     def served(self) -> list[Destination]:
         """The destinations of the lanes there are now."""
         return [route.destination for route in self._routes.values()]
+
+    def tune(
+        self, *, concurrency: int | None, max_requests_per_second: float, interval_seconds: float
+    ) -> None:
+        """Go on with other settings at once; see `Pace`."""
+        self.interval_seconds = interval_seconds
+        self._rate = RateLimit(max_requests_per_second)
+        if concurrency != self._concurrency.fixed:
+            self._concurrency = Concurrency(concurrency, self._jitter)
+        self._wake.set()
 
     def begin(self, lane: Lane, name: str = "") -> None:
         """Take a lane in.

@@ -222,19 +222,36 @@ class Metrics:
         self._loop_lag = histogram(
             "event_loop_lag_seconds", "How late the event loop runs what is due.", buckets=_LOOP_LAG
         )
-        gauge("config_flush_interval_seconds", "The flush interval in force.").set(interval_seconds)
-        gauge("config_flush_max_calls", "The limit of calls in a batch.").set(max_calls)
-        gauge("config_flush_max_bytes", "The limit of bytes of a batch's body.").set(max_bytes)
+        self._interval = gauge("config_flush_interval_seconds", "The flush interval in force.")
+        self._limit_calls = gauge("config_flush_max_calls", "The limit of calls in a batch.")
+        self._limit_bytes = gauge("config_flush_max_bytes", "The limit of bytes of a batch's body.")
+        self.tuned(interval_seconds, max_calls, max_bytes)
+        reloads = counter(
+            "config_reloads", "Changes of the settings while running, by result.", ["result"]
+        )
+        self._reloads = {result: reloads.labels(result) for result in ("ok", "rejected")}
         Info("build", "The version of streamer.", namespace="streamer", registry=registry).info(
             {"version": __version__}
         )
-        self._max_calls, self._max_bytes = max_calls, max_bytes
         self._age_counts = [0] * len(AGE_BUCKETS)
         self._age_count = 0
         self._age_sum = 0.0
         registry.register(_AtScrape(self, read))
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
+
+    # --- what changes the settings says ---------------------------------------------------------
+
+    def reloaded(self, *, accepted: bool) -> None:
+        """A change of the settings was taken over, or refused."""
+        self._reloads["ok" if accepted else "rejected"].inc()
+
+    def tuned(self, interval_seconds: float, max_calls: int, max_bytes: int) -> None:
+        """Show other flush settings; see the arguments of `Metrics`."""
+        self._interval.set(interval_seconds)
+        self._limit_calls.set(max_calls)
+        self._limit_bytes.set(max_bytes)
+        self._max_calls, self._max_bytes = max_calls, max_bytes
 
     # --- what the source says -------------------------------------------------------------------
 

@@ -21,14 +21,13 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from streamer.backlog import MANY_CALLS, Calls, look
-from streamer.config import ADAPTIVE, duration_text, require_write_key
+from streamer.config import ADAPTIVE, MOST_CONCURRENCY, duration_text, require_write_key
 from streamer.core.account import Account
 from streamer.core.aggregate import Lane, Merging
 from streamer.core.batch import Limits
 from streamer.core.budget import Budget
 from streamer.core.destination import State
 from streamer.core.exclude import Exclusions
-from streamer.core.limiter import MOST
 from streamer.core.mapping import overlay
 from streamer.core.model import (
     CALL_TYPES,
@@ -59,9 +58,10 @@ from streamer.hooks import (
     handler_name,
     registered,
 )
+from streamer.live import LiveSettings
 from streamer.metrics import Metrics, Readings
 from streamer.segment import Segment
-from streamer.server import serve
+from streamer.server import Pages, serve
 from streamer.source import DRAIN_TIMEOUT, Source, Subscription
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from streamer.core.destination import Destination
     from streamer.core.model import Partition, Response
     from streamer.dead_letter import Sink
-    from streamer.delivery import Answer
+    from streamer.delivery import Answer, Pace
     from streamer.handlers import Observer as HookObserver
     from streamer.hooks import Hooks
 
@@ -207,24 +207,44 @@ def make_lane(
         share: the generation's share of the memory budget.
         digests: what the generation remembers of what was delivered.
     """
-    flush, aggregate = config.flush, config.aggregate
+    aggregate = config.aggregate
     merges = PROFILES[config.transform.profile].mends
-    suppression = None
-    if merges and aggregate.suppress_for:
-        suppression = Suppression(
-            digests,
-            write_key=write_key,
-            seconds=aggregate.suppress_for,
-            ignore_traits=frozenset(aggregate.ignore_traits),
-        )
     return Lane(
         write_key=write_key,
-        limits=Limits(flush.max_calls, flush.max_bytes),
+        limits=make_limits(config),
         merging=Merging(merges and aggregate.identify, merges and aggregate.group),
         nonce=secrets.token_bytes(16),
         ledger=ledger,
         share=share,
-        suppression=suppression,
+        suppression=make_suppression(config, write_key, digests),
+    )
+
+
+def make_limits(config: Config) -> Limits:
+    """Say what a batch may hold.
+
+    Args:
+        config: all settings.
+    """
+    return Limits(config.flush.max_calls, config.flush.max_bytes)
+
+
+def make_suppression(config: Config, write_key: str, digests: Digests) -> Suppression | None:
+    """Make what says which calls of a lane needn't be sent; None if all are.
+
+    Args:
+        config: all settings.
+        write_key: the lane's.
+        digests: what its generation remembers of what was delivered.
+    """
+    aggregate = config.aggregate
+    if not aggregate.suppress_for or not PROFILES[config.transform.profile].mends:
+        return None
+    return Suppression(
+        digests,
+        write_key=write_key,
+        seconds=aggregate.suppress_for,
+        ignore_traits=frozenset(aggregate.ignore_traits),
     )
 
 
@@ -281,8 +301,10 @@ class Pipeline:
     Args:
         config: all settings.
         hooks: what site code has registered.
+        load: reads the settings again, as at the start; raises ConfigError. Without it they are those of the start.
 
     Attributes:
+        settings: the settings in force, which may change.
         account: every record's and every call's fate.
         registry: the metrics.
         port: where the server listens, while the pipeline runs.
@@ -293,7 +315,12 @@ class Pipeline:
         StartError: the file for dead letters can't be written.
     """
 
-    def __init__(self, config: Config, hooks: Hooks = registered) -> None:
+    def __init__(
+        self,
+        config: Config,
+        hooks: Hooks = registered,
+        load: Callable[[], Config] | None = None,
+    ) -> None:
         self.account = Account()
         self.registry = CollectorRegistry()
         self.port = 0
@@ -316,6 +343,7 @@ class Pipeline:
             max_calls=config.flush.max_calls,
             max_bytes=config.flush.max_bytes,
         )
+        self.settings = LiveSettings(config, load or (lambda: config), self._tune, self._metrics)
         self._sites = make_sites(config)
         self._formatter = make_formatter(config, transform, hooks, self._metrics)
         self._actions = Actions(hooks, config.hook_timeout, self._metrics)
@@ -332,21 +360,17 @@ class Pipeline:
             handler=self,
             observer=self._metrics,
         )
-        concurrency = config.flush.concurrency
-        fixed = None if concurrency == ADAPTIVE else concurrency
         self._segment = Segment(
             config.segment.url,
             gzip=config.segment.gzip,
             timeout_seconds=config.segment.timeout,
-            connections=fixed or MOST,
+            connections=MOST_CONCURRENCY,
         )
         self._delivery = Delivery(
             self._segment,
             handler=self,
             observer=self._metrics,
-            concurrency=fixed,
-            max_requests_per_second=config.flush.max_requests_per_second,
-            interval_seconds=config.flush.interval,
+            **_pace(config),
             max_hold_seconds=config.segment.max_hold,
         )
         letters = config.dead_letter
@@ -366,8 +390,10 @@ class Pipeline:
             StartError: the server's port is taken.
         """
         server = self._config.server
+        token = server.token.get_secret_value() if server.token else None
+        pages = Pages(self.registry, self.not_ready, self.held, self.settings)
         async with (
-            serve(server.host, server.port, self.registry, self.not_ready, self.held) as self.port,
+            serve(server.host, server.port, pages, token) as self.port,
             self._segment,
             asyncio.TaskGroup() as tasks,
         ):
@@ -392,6 +418,26 @@ class Pipeline:
             await self._stop(source)
             for task in background:
                 task.cancel()
+
+    def _tune(self, config: Config) -> None:
+        """Go on with other settings, which hold for the open batches too.
+
+        Args:
+            config: all settings; what `streamer.config.take_live` leaves as it was is.
+        """
+        suppress_for = self._config.aggregate.suppress_for
+        self._config = config
+        flush, generation = config.flush, self._generation
+        self._metrics.tuned(flush.interval, flush.max_calls, flush.max_bytes)
+        if generation is not None:
+            now = asyncio.get_running_loop().time()
+            if not config.aggregate.suppress_for:
+                generation.digests.clear()  # nothing is noted from now on
+            for write_key, lane in generation.lanes.items():
+                lane.limit(make_limits(config), now)
+                if config.aggregate.suppress_for != suppress_for:
+                    lane.suppress(make_suppression(config, write_key, generation.digests))
+        self._delivery.tune(**_pace(config))
 
     def not_ready(self) -> list[str]:
         """Say why this process can't do its work now: a sentence each, none when it can."""
@@ -809,6 +855,15 @@ class Pipeline:
         left = now + timeout - asyncio.get_running_loop().time()
         await self._actions.drain(min(max(left, 0.0), _ACTIONS_TIMEOUT))
         self._formatter.close()
+
+
+def _pace(config: Config) -> Pace:
+    flush = config.flush
+    return {
+        "concurrency": None if flush.concurrency == ADAPTIVE else flush.concurrency,
+        "max_requests_per_second": flush.max_requests_per_second,
+        "interval_seconds": flush.interval,
+    }
 
 
 async def _unless(over: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T | None:

@@ -1437,3 +1437,44 @@ def test_a_failure_in_the_middle_of_a_bisection_delays_it_as_a_first_failure_doe
             rig.assert_settled()
 
     tell(story)
+
+
+# --- settings that change -------------------------------------------------------------------------
+
+
+def test_a_shorter_interval_holds_for_what_is_open_already() -> None:
+    async def story() -> None:
+        async with Rig(FakeSegment(), interval_seconds=600.0) as rig:
+            lane = rig.lane()
+            rig.add(lane, "a")
+            await asyncio.sleep(2.0)
+            assert not rig.segment.attempts
+            rig.delivery.tune(concurrency=8, max_requests_per_second=1000, interval_seconds=1.0)
+            await rig.idle(lane, within=0.5)
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_another_concurrency_and_rate_hold_at_once() -> None:
+    async def story() -> None:
+        async with Rig(FakeSegment(), limits=Limits(1, 475_000), concurrency=2) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("a", 100))
+            await asyncio.sleep(LATENCY * 3)
+            assert rig.segment.most_running == 2
+            rig.delivery.tune(concurrency=16, max_requests_per_second=1000, interval_seconds=1.0)
+            await asyncio.sleep(LATENCY * 2)
+            assert rig.segment.most_running == 16
+            rig.delivery.tune(concurrency=1, max_requests_per_second=1000, interval_seconds=1.0)
+            await asyncio.sleep(LATENCY * 2)
+            assert rig.segment.running <= 1
+            rig.delivery.tune(concurrency=None, max_requests_per_second=1, interval_seconds=1.0)
+            before = len(rig.segment.attempts)
+            await asyncio.sleep(10.0)
+            assert 9 <= len(rig.segment.attempts) - before <= 12
+            rig.delivery.tune(concurrency=None, max_requests_per_second=1000, interval_seconds=1.0)
+            await rig.idle(lane)
+            rig.assert_settled()
+
+    tell(story)

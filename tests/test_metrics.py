@@ -110,6 +110,7 @@ EXPECTED: dict[str, tuple[str, list[dict[str, str]]]] = {
     "segment_retries": ("counter", one("reason", *{name for _, name in REQUESTS} - {"delivered"})),
     "segment_inflight_requests": ("gauge", [{}]),
     "segment_concurrency_limit": ("gauge", [{}]),
+    "config_reloads": ("counter", one("result", "ok", "rejected")),
     "destinations": ("gauge", one("state", "flowing", "paused", "backing_off", "misconfigured")),
     "delivered_bytes": ("counter", one("encoding", "identity", "wire")),
     "config_flush_interval_seconds": ("gauge", [{}]),

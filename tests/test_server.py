@@ -15,11 +15,41 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
+from streamer.config import load_config
 from streamer.errors import StartError
-from streamer.server import serve
+from streamer.live import LiveSettings
+from streamer.server import Pages, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
+
+TOKEN = "a-token-of-some-length"
+
+
+class Silent:
+    """Observes nothing."""
+
+    def reloaded(self, *, accepted: bool) -> None:
+        pass
+
+
+def live_settings() -> LiveSettings:
+    config = load_config(None, {}, {"SEGMENT_API_WRITE_KEY": "a-key-that-nobody-may-see"})
+    return LiveSettings(config, lambda: config, lambda _: None, Silent())
+
+
+def pages(
+    registry: CollectorRegistry | None = None,
+    reasons: list[str] | None = None,
+    held: list[str] | None = None,
+    settings: LiveSettings | None = None,
+) -> Pages:
+    return Pages(
+        registry or CollectorRegistry(),
+        lambda: reasons or [],
+        lambda: held or [],
+        settings or live_settings(),
+    )
 
 
 def play(
@@ -33,7 +63,7 @@ def play(
         registry = CollectorRegistry()
         counter = Counter("served", "How often.", registry=registry)
         async with (
-            serve("127.0.0.1", 0, registry, lambda: reasons or [], lambda: held or []) as port,
+            serve("127.0.0.1", 0, pages(registry, reasons, held)) as port,
             aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
         ):
 
@@ -159,7 +189,7 @@ def test_a_port_in_use_is_one_sentence() -> None:
     """That names the port, the settings, and what to do."""
 
     async def main(port: int) -> None:
-        async with serve("127.0.0.1", port, CollectorRegistry(), list, list):
+        async with serve("127.0.0.1", port, pages()):
             pytest.fail("it listens at a port that is taken")
 
     with taken() as port, pytest.raises(StartError) as caught:
@@ -175,7 +205,7 @@ def test_an_address_that_is_not_ours_is_one_sentence(host: str) -> None:
     """The reason of the operating system is in it."""
 
     async def main() -> None:
-        async with serve(host, 0, CollectorRegistry(), list, list):
+        async with serve(host, 0, pages()):
             pytest.fail("it listens at an address that isn't ours")
 
     with pytest.raises(StartError) as caught:
@@ -190,12 +220,12 @@ def test_the_port_is_free_afterwards() -> None:
     """A restart can take it at once, also while a client still has its connection open."""
 
     async def main() -> None:
-        async with serve("127.0.0.1", 0, CollectorRegistry(), list, list) as port:
+        async with serve("127.0.0.1", 0, pages()) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200 OK" in await reader.readline()
         started = time.monotonic()
-        async with serve("127.0.0.1", port, CollectorRegistry(), list, list) as again:
+        async with serve("127.0.0.1", port, pages()) as again:
             assert again == port
         assert time.monotonic() - started < 1
         writer.close()
@@ -214,7 +244,7 @@ def test_a_client_that_does_not_read_does_not_hold_the_end() -> None:
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
             serving = contextlib.AsyncExitStack()
-            port = await serving.enter_async_context(serve("127.0.0.1", 0, registry, list, list))
+            port = await serving.enter_async_context(serve("127.0.0.1", 0, pages(registry)))
             client = stack.enter_context(socket.socket())
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.setblocking(False)
@@ -225,5 +255,163 @@ def test_a_client_that_does_not_read_does_not_hold_the_end() -> None:
             async with asyncio.timeout(10):
                 await serving.aclose()
             assert time.monotonic() - started < 5
+
+    asyncio.run(main())
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+def ask(
+    method: str,
+    headers: Mapping[str, str],
+    *,
+    token: str | None = None,
+    data: bytes | None = None,
+    settings: LiveSettings | None = None,
+) -> tuple[int, dict[str, Any]]:
+    """Ask a server for `/config`, and get the status and the page."""
+
+    async def main() -> tuple[int, dict[str, Any]]:
+        async with (
+            serve("127.0.0.1", 0, pages(settings=settings), token) as port,
+            aiohttp.ClientSession() as http,
+            http.request(
+                method, f"http://127.0.0.1:{port}/config", headers=headers, data=data
+            ) as response,
+        ):
+            return response.status, orjson.loads(await response.read())
+
+    return asyncio.run(main())
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+def test_settings_are_shown_with_where_they_came_from_and_without_secrets() -> None:
+    status, page = ask("GET", {})
+    assert status == 200
+    rows = {row["key"]: row for row in page["settings"]}
+    assert rows["flush.interval"] == {
+        "key": "flush.interval", "value": "1s", "origin": "default", "live": True,
+    }  # fmt: skip
+    assert rows["segment.write_key"]["value"] == "set, from SEGMENT_API_WRITE_KEY"
+    assert not rows["segment.write_key"]["live"]
+    assert "nobody-may-see" not in orjson.dumps(page).decode()
+
+
+def test_a_change_is_answered_with_what_was_and_what_is() -> None:
+    settings = live_settings()
+    data = b'{"flush.interval": "5s", "flush.max_calls": 100}'
+    status, page = ask("PATCH", JSON, data=data, settings=settings)
+    assert (status, page) == (
+        200,
+        {
+            "before": {"flush.interval": "1s", "flush.max_calls": "2500"},
+            "after": {"flush.interval": "5s", "flush.max_calls": "100"},
+        },
+    )
+    assert settings.config.flush.interval == 5.0
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b'{"flush.interval": "5s", "flush.max_calls": 0}', "flush.max_calls = 0: must be a whole number"),
+        (b'{"kafka.topics": "other", "flush.interval": "5s"}', "kafka.topics: can't change while streamer runs"),
+        (b'{"flush.intervall": "5s"}', "did you mean flush.interval?"),
+        (b'{"flush.interval": {"a": 1}}', "flush.interval"),
+        (b"[1]", "send a JSON object"),
+        (b"{}", "send a JSON object"),
+        (b"\xff", "no JSON"),
+    ],
+)  # fmt: skip
+def test_a_wrong_change_changes_nothing_and_is_explained(data: bytes, sentence: str) -> None:
+    settings = live_settings()
+    before = settings.config
+    status, page = ask("PATCH", JSON, data=data, settings=settings)
+    assert status == 400
+    assert sentence in " ".join(page["errors"])
+    assert settings.config is before
+
+
+def test_what_is_too_large_or_no_json_by_its_type_is_refused() -> None:
+    assert ask("PATCH", {"Content-Type": "text/plain"}, data=b'{"flush.interval": "5s"}')[0] == 415
+
+    async def main() -> int:
+        async with serve("127.0.0.1", 0, pages()) as port, aiohttp.ClientSession() as http:
+            url = f"http://127.0.0.1:{port}/config"
+            async with http.patch(url, headers=JSON, data=b" " * 20_000) as response:
+                return response.status
+
+    assert asyncio.run(main()) == 413
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "evil.example:9464"},
+        {"Host": "localhost.evil.example"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "10.0.0.1"},
+        {"Host": "["},
+        {"Host": ""},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "https://localhost"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"X-Forwarded-For": "192.0.2.1"},
+        {"Forwarded": "for=192.0.2.1"},
+        {"Authorization": "Bearer a-token-of-some-lengtx", "Host": "evil.example"},
+        {"Authorization": f"Basic {TOKEN}", "Host": "evil.example"},
+        {"Authorization": "Bearer", "Host": "evil.example"},
+    ],
+)
+def test_another_sites_page_or_another_machine_sees_and_changes_nothing(
+    headers: dict[str, str], method: str
+) -> None:
+    settings = live_settings()
+    before = settings.config
+    for token, refusal in ((None, 403), (TOKEN, 401)):
+        status, page = ask(
+            method,
+            {**JSON, **headers},
+            token=token,
+            data=b'{"flush.interval": "5s"}',
+            settings=settings,
+        )
+        assert status == refusal
+        assert "server.token" in page["errors"][0]
+        assert TOKEN not in str(page)
+    assert settings.config is before
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Host": "localhost:1"},
+        {"Host": "[::1]:9464"},
+        {"Host": "localhost:1", "Origin": "http://localhost:1", "Sec-Fetch-Site": "same-origin"},
+        {"Host": "streamer.example", "Origin": "http://evil.example", "Authorization": f"Bearer {TOKEN}"},
+        {"X-Forwarded-For": "192.0.2.1", "Authorization": f"bearer  {TOKEN} "},
+    ],
+)  # fmt: skip
+def test_this_machine_and_who_has_the_token_may(headers: dict[str, str]) -> None:
+    status, page = ask("PATCH", {**JSON, **headers}, token=TOKEN, data=b'{"flush.interval": "5s"}')
+    assert (status, page.get("errors")) == (200, None)
+
+
+def test_no_page_may_be_framed_or_kept() -> None:
+    async def main() -> None:
+        async with serve("127.0.0.1", 0, pages()) as port, aiohttp.ClientSession() as http:
+            for path in ("/config", "/metrics", "/readyz"):
+                async with http.get(f"http://127.0.0.1:{port}{path}") as response:
+                    assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
+                    assert response.headers["Cache-Control"] == "no-store"
+                    assert response.headers["X-Content-Type-Options"] == "nosniff"
 
     asyncio.run(main())

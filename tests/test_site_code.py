@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 from aiokafka import ConsumerRecord
+from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 import virtual_time
@@ -380,5 +381,54 @@ def test_the_account_balances_whatever_site_code_leaves() -> None:
         await pipeline.ended()
         assert account.balance() == []
         assert account.released == 42
+
+    virtual_time.run(main())
+
+
+def test_changed_settings_hold_for_open_batches_and_for_lanes_to_come() -> None:
+    async def main() -> None:
+        pipeline = make(Hooks(), segment__sites__write_keys='{"2": "key-2"}')
+        await pipeline.read([(PARTITION, records(*[event(f"u{n}") for n in range(4)]))])
+        pipeline.settings.change({"flush.max_calls": 6, "flush.interval": "9s"})
+        assert [batch.trigger for batch in lanes(pipeline)[KEY].ready] == ["calls"]
+        more = records(*[event(f"u{n}", "2") for n in range(4, 8)], start=4)
+        await pipeline.read([(PARTITION, more)])
+        assert [len(batch) for batch in lanes(pipeline)["key-2"].ready] == [6]
+        assert pipeline._delivery.interval_seconds == 9.0
+        text = generate_latest(pipeline.registry).decode()
+        assert "streamer_config_flush_interval_seconds 9.0" in text
+        assert "streamer_config_flush_max_calls 6.0" in text
+        assert 'streamer_config_reloads_total{result="ok"} 1.0' in text
+        await end(pipeline)
+
+    virtual_time.run(main())
+
+
+def test_suppression_is_switched_on_and_off_while_it_runs() -> None:
+    async def main() -> None:
+        pipeline = make(Hooks())
+        offset = 0
+
+        async def suppressed_of_two() -> int:
+            nonlocal offset
+            before = pipeline.account.suppressed["identify"]
+            for _ in range(2):
+                await pipeline.read([(PARTITION, records(event("ann"), start=offset))])
+                deliver(pipeline)
+                offset += 1
+            return pipeline.account.suppressed["identify"] - before
+
+        assert await suppressed_of_two() == 0
+        pipeline.settings.change({"aggregate.suppress_for": "1h"})
+        assert await suppressed_of_two() == 1
+        pipeline.settings.change({"aggregate.suppress_for": "2h"})
+        assert await suppressed_of_two() == 2
+        pipeline.settings.change({"aggregate.suppress_for": "0s"})
+        assert pipeline._generation is not None
+        assert len(pipeline._generation.digests) == 0
+        assert await suppressed_of_two() == 0
+        pipeline.settings.change({"aggregate.suppress_for": "1h"})
+        assert await suppressed_of_two() == 1
+        await end(pipeline)
 
     virtual_time.run(main())

@@ -7,19 +7,25 @@ import gc
 import os
 import signal
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
 
 from streamer.cli import AltisOption
 from streamer.config import Config, load_config
+from streamer.errors import ConfigError
 from streamer.handlers import left_behind
 from streamer.hooks import registered
 from streamer.logs import configure
 from streamer.pipeline import Pipeline
 from streamer.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = structlog.get_logger()
 
@@ -34,13 +40,14 @@ def run(
     port: Annotated[int | None, typer.Option(help="Overrides server.port.")] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
-    """Forward events from Kafka to Segment until SIGTERM or SIGINT; a second signal stops at once."""
+    """Forward events from Kafka to Segment until SIGTERM or SIGINT; a second signal stops at once.
+
+    SIGHUP reads the settings again: flush settings and aggregate.suppress_for change while it runs.
+    """
     configure(log_level)
-    settings = load_config(
-        config,
-        {"flush.interval": interval, "flush.concurrency": concurrency, "server.port": port},
-        altis=altis,
-    )
+    flags = {"flush.interval": interval, "flush.concurrency": concurrency, "server.port": port}
+    load = partial(load_config, config, flags, altis=altis)
+    settings = load()
     configure(log_level, secrets=secrets_of(settings))
     for note in settings.notes:
         log.warning(note)
@@ -60,24 +67,40 @@ def run(
     plugins = load_plugins(settings.plugins, settings.file)
     if plugins or registered.names():
         log.info("site code is loaded", plugins=plugins, hooks=registered.names())
-    asyncio.run(forward(settings))
+    asyncio.run(forward(settings, load))
 
 
 def secrets_of(settings: Config) -> list[str]:
     """What no line of the log may show."""
     segment = settings.segment
-    found = (segment.write_key, settings.kafka.sasl_password, *segment.sites.write_keys.values())
+    found = (
+        segment.write_key,
+        settings.kafka.sasl_password,
+        settings.server.token,
+        *segment.sites.write_keys.values(),
+    )
     return [secret.get_secret_value() for secret in found if secret]
 
 
-async def forward(settings: Config) -> None:
+async def forward(settings: Config, load: Callable[[], Config]) -> None:
     """Run a pipeline until a signal comes.
 
     Args:
         settings: all of them.
+        load: reads them again.
     """
     stop = asyncio.Event()
-    pipeline = Pipeline(settings)
+    pipeline = Pipeline(settings, load=load)
+    reloads: set[asyncio.Task[None]] = set()
+
+    async def reload() -> None:
+        with suppress(ConfigError):  # which is in the log
+            await pipeline.settings.reload()
+
+    def on_hangup() -> None:
+        task = asyncio.create_task(reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
 
     def on_signal(number: int) -> None:
         if stop.is_set():
@@ -87,6 +110,7 @@ async def forward(settings: Config) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     collect_seldom()
     await pipeline.run(stop)
     account = pipeline.account

@@ -204,6 +204,30 @@ class Lane:
         if self.open is not None and len(self.open.calls) >= self._limits.max_calls:
             self.close("calls", chunk.read_at)
 
+    def limit(self, limits: Limits, now: float) -> None:
+        """Hold other limits from now on; an open batch that has reached one of them closes.
+
+        Args:
+            limits: of a batch.
+            now: in seconds.
+        """
+        self._limits = limits
+        batch = self.open
+        if batch is None:
+            return
+        batch.limits = limits
+        if len(batch.calls) >= limits.max_calls:
+            self.close("calls", now)
+        elif batch.size > limits.max_bytes:
+            self.close("bytes", now)
+
+    def suppress(self, suppression: Suppression | None) -> None:
+        """Leave out what another suppression says from now on, or nothing; what is under way it doesn't know."""
+        self._suppression = suppression
+        if suppression is not None:
+            for profile in self._batches:
+                suppression.under_way(profile)
+
     def close(self, trigger: str, now: float) -> None:
         """Close the open batch, if there is one.
 

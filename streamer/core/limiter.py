@@ -45,11 +45,13 @@ class Concurrency:
         jitter: gives random numbers from 0 to 1, so that processes don't try in step.
 
     Attributes:
+        fixed: the same.
         limit: the number that holds now.
         adapts: whether that ever changes; if not, nothing has to be told.
     """
 
     def __init__(self, fixed: int | None = None, jitter: Callable[[], float] = lambda: 0.5) -> None:
+        self.fixed = fixed
         self.limit = fixed or START
         self.adapts = fixed is None
         self._jitter = jitter

@@ -73,6 +73,11 @@ class Digests:
             self._found.popitem(last=False)
             self._share.give(DIGEST_BYTES)
 
+    def clear(self) -> None:
+        """Forget them all."""
+        self._share.give(DIGEST_BYTES * len(self._found))
+        self._found.clear()
+
     def forget(self, name: bytes) -> None:
         """Forget a digest, if it is known."""
         if self._found.pop(name, None) is not None:
@@ -87,7 +92,7 @@ class _Pending:
         target: the name of what its traits are laid over.
         pairs: names to digests of the last call of each anonymousId, but for its traits; and when it was delivered at
             the earliest, in seconds, None if it can't be yet.
-        refused: whether one of the calls became a dead letter: then Segment may not have what they say.
+        refused: whether one of the calls became a dead letter, or isn't known: then Segment may not have what is said.
     """
 
     target: bytes
@@ -173,6 +178,13 @@ class Suppression:
             on_its_way.profiles += 1
         pending.pairs[pair] = (rest, None)
         return False
+
+    def under_way(self, profile: str | tuple[str, str]) -> None:
+        """Note that something of a profile is on its way of which nothing else is known: it was before this began."""
+        kind, name = ("group", profile[1]) if isinstance(profile, tuple) else ("identify", profile)
+        target = self._name((kind, name))
+        self._targets.setdefault(target, _Target(None)).profiles += 1
+        self._pending[profile] = _Pending(target, refused=True)
 
     def refused(self, profile: str | tuple[str, str]) -> None:
         """Note that a call of a profile may have become a dead letter, instead of being delivered."""

@@ -308,3 +308,24 @@ def test_a_second_signal_stops_at_once(number: signal.Signals) -> None:
         service.process.send_signal(number)
         assert service.end() == 128 + number
         assert time.monotonic() - started < 2
+
+
+def test_a_hangup_reads_the_settings_again(tmp_path: Path) -> None:
+    """What can change does, at once; what is wrong is said and changes nothing; and it goes on running."""
+    file = tmp_path / "streamer.toml"
+    kafka = f'[kafka]\nbootstrap_servers = "127.0.0.1:{free_port()}"\n'
+    file.write_text(kafka)
+    with running("--config", str(file)) as service:
+        service.until("streamer runs")
+        file.write_text(kafka + '[flush]\ninterval = "7s"\nmemory_budget = "64MB"\n')
+        service.process.send_signal(signal.SIGHUP)
+        [line] = service.until("settings changed")
+        assert line["flush.interval"] == "1s -> 7s"
+        [needs] = service.until("some settings that were changed take effect only with a restart")
+        assert needs["settings"] == "flush.memory_budget"
+        file.write_text(kafka + '[flush]\ninterval = "7"\n')
+        service.process.send_signal(signal.SIGHUP)
+        [line] = service.until("the settings stay as they are: what was asked for is wrong")
+        assert "flush.interval" in line["reason"]
+        service.process.send_signal(signal.SIGTERM)
+        assert service.end() == 0

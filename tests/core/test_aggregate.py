@@ -885,3 +885,28 @@ def test_only_the_call_that_decides_delivers_its_record() -> None:
     assert (bench.account.delivered, bench.account.in_flight) == (2, 0), "with its chunk"
     assert bench.account.balance() == []
     assert bench.budget.used == 0
+
+
+# --- limits that change ---------------------------------------------------------------------------
+
+
+def test_an_open_batch_that_has_reached_its_new_limits_closes() -> None:
+    for limits, trigger in ((Limits(3, 475_000), "calls"), (Limits(2500, 33_000), "bytes")):
+        bench = Bench()
+        for at in range(3):
+            bench.add(contribution({"a": "x" * 15_000}, user=f"u{at}"))
+        bench.lane.limit(limits, 1.0)
+        assert [batch.trigger for batch in bench.lane.ready] == [trigger]
+        bench.settle(bench.lane.ready.popleft())
+        assert bench.lane.idle
+
+
+def test_an_open_batch_goes_on_under_its_new_limits() -> None:
+    bench = Bench(Limits(2, 475_000))
+    bench.add()
+    bench.lane.limit(Limits(4, 475_000), 0.0)
+    for _ in range(2):
+        bench.add()
+    assert not bench.lane.ready
+    bench.add()
+    assert [len(batch) for batch in bench.lane.ready] == [4]

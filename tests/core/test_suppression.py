@@ -706,3 +706,47 @@ def test_what_is_wrong_is_found(family: str, wrong: dict[str, Any]) -> None:
     """The same check finds ids of the last contribution, and digests of what Segment doesn't have."""
     found, _ = try_all(family, **wrong)
     assert found
+
+
+# --- switched on and off while calls are under way --------------------------------------------------
+
+
+def another(bench: Bench) -> Suppression:
+    return Suppression(bench.digests, write_key="key", seconds=HOUR, ignore_traits=frozenset())
+
+
+def test_switched_on_it_trusts_nothing_that_was_under_way() -> None:
+    """What was under way before may be older or newer than what it sees: the first call after it is sent."""
+    bench = Bench()
+    bench.lane.suppress(None)
+    bench.add(contribution({"plan": "A"}), contribution({"size": 1}, group="g"))
+    first = bench.take()
+    bench.lane.suppress(another(bench))
+    bench.add(contribution({"plan": "A"}, at=1), contribution({"size": 1}, group="g", at=1))
+    bench.settle(first)
+    bench.settle(bench.take())
+    assert len(bench.digests) == 0
+    for at, sent in ((2, 2), (3, 0)):
+        again = contribution({"plan": "A"}, at=at), contribution({"size": 1}, group="g", at=at)
+        assert len(bench.send(*again)) == sent
+    assert bench.account.balance() == []
+
+
+def test_what_was_delivered_while_it_was_off_is_not_left_out_afterwards() -> None:
+    """A delivered, then off, B delivered, then on: an A has to be sent."""
+    bench = Bench()
+    bench.send(contribution({"plan": "A"}))
+    bench.lane.suppress(None)
+    bench.digests.clear()
+    bench.send(contribution({"plan": "B"}, at=1))
+    bench.lane.suppress(another(bench))
+    assert len(bench.send(contribution({"plan": "A"}, at=2))) == 1
+    assert bench.send(contribution({"plan": "A"}, at=3)) == []
+
+
+def test_cleared_digests_give_their_memory_back() -> None:
+    bench = Bench()
+    bench.send(contribution({"plan": "A"}))
+    assert bench.budget.used == DIGEST_BYTES * len(bench.digests) > 0
+    bench.digests.clear()
+    assert (bench.budget.used, len(bench.digests)) == (0, 0)
