@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import defaultdict
+import time
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,8 +21,10 @@ import orjson
 import structlog
 from prometheus_client import CollectorRegistry
 
+from streamer import __version__
 from streamer.backlog import MANY_CALLS, Calls, look
 from streamer.config import ADAPTIVE, MOST_CONCURRENCY, duration_text, require_write_key
+from streamer.console import Console
 from streamer.core.account import Account
 from streamer.core.aggregate import Lane, Merging
 from streamer.core.batch import Limits
@@ -98,6 +101,11 @@ _ACTIONS_TIMEOUT = 5.0
 """Seconds that a stop waits for actions, at most: Kafka and Segment have all by then."""
 _NAMED = 5
 """So many destinations are named in a sentence of `/readyz`."""
+_SHOWN_DESTINATIONS = 20
+"""So many that are held are shown in the console, one by one."""
+_LAST_LETTERS = 20
+"""So many dead letters are shown in the console."""
+_DETAIL_CHARACTERS = 300
 _DIGESTS_SHARE = 0.25
 """How much of the memory budget what was last delivered may take, for suppression."""
 _DRAIN_SHARE = 0.8
@@ -343,6 +351,8 @@ class Pipeline:
             max_calls=config.flush.max_calls,
             max_bytes=config.flush.max_bytes,
         )
+        self._console = Console(self.registry)
+        self._last_letters: deque[dict[str, Any]] = deque(maxlen=_LAST_LETTERS)
         self.settings = LiveSettings(config, load or (lambda: config), self._tune, self._metrics)
         self._sites = make_sites(config)
         self._formatter = make_formatter(config, transform, hooks, self._metrics)
@@ -391,7 +401,9 @@ class Pipeline:
         """
         server = self._config.server
         token = server.token.get_secret_value() if server.token else None
-        pages = Pages(self.registry, self.not_ready, self.held, self.settings)
+        pages = Pages(
+            self.registry, self.not_ready, self.held, self.settings, self._console, self._state
+        )
         async with (
             serve(server.host, server.port, pages, token) as self.port,
             self._segment,
@@ -406,12 +418,14 @@ class Pipeline:
                 group=kafka.group_id,
                 sends_to=self._config.segment.url,
                 metrics=f"http://{server.host}:{self.port}/metrics",
+                console=f"http://{server.host}:{self.port}/",
             )
             background = [
                 tasks.create_task(self._delivery.run()),
                 tasks.create_task(self._letters.run()),
                 tasks.create_task(self._metrics.watch_loop()),
                 tasks.create_task(self._announce()),
+                tasks.create_task(self._console.run()),
             ]
             source = tasks.create_task(self._source.run())
             await stop.wait()
@@ -460,10 +474,44 @@ class Pipeline:
         for destination in self._delivery.served:
             if destination.state is state:
                 names[destination.reason].append(destination.name)
-        words = str(state).replace("_", " ")
         return [
-            f"Segment: {listed(held, _NAMED)}: {words}: {reason}" for reason, held in names.items()
+            f"Segment: {listed(held, _NAMED)}: {_words(state)}: {reason}"
+            for reason, held in names.items()
         ]
+
+    def _state(self) -> dict[str, Any]:
+        """Give what the console shows beside the metrics' samples, as JSON has it."""
+        reasons = self.not_ready()
+        source, live = self._source, self.settings.live
+        rows = {row.key: row for row in self.settings.shown()}
+        served = self._delivery.served
+        held = [one for one in served if not one.flowing]
+        destinations = [
+            {"name": one.name, "state": _words(one.state), "reason": one.reason}
+            for one in held[:_SHOWN_DESTINATIONS]
+        ]
+        if len(held) < len(served):
+            flowing = len(served) - len(held)
+            name = f"{flowing} others" if held else served[0].name if flowing == 1 else f"{flowing}"
+            destinations.append({"name": name, "state": _words(State.FLOWING), "reason": ""})
+        return {
+            "version": __version__,
+            "ready": not reasons,
+            "reasons": reasons,
+            "held": self.held(),
+            "settings": [rows[key]._asdict() for key in live],
+            "destinations": destinations,
+            "lag": [
+                {
+                    "topic": partition[0],
+                    "partition": partition[1],
+                    "lag": lag,
+                    "committed": source.committed.get(partition),
+                }
+                for partition, lag in sorted(source.lag().items())
+            ],
+            "letters": list(self._last_letters),
+        }
 
     def readings(self) -> Readings:
         """Read what a scrape of the metrics shows, all at one time."""
@@ -757,6 +805,12 @@ class Pipeline:
         self, letter: DeadLetter, chunk: Chunk, share: Share, count: Callable[[], None]
     ) -> None:
         chunk.hold()
+        self._last_letters.appendleft(
+            {
+                "at": time.time(), "reason": letter.reason, "kind": letter.kind, "topic": letter.topic,
+                "partition": letter.partition, "offset": letter.offset, "detail": letter.detail[:_DETAIL_CHARACTERS],
+            }
+        )  # fmt: skip
 
         def acknowledged() -> None:
             count()
@@ -855,6 +909,10 @@ class Pipeline:
         left = now + timeout - asyncio.get_running_loop().time()
         await self._actions.drain(min(max(left, 0.0), _ACTIONS_TIMEOUT))
         self._formatter.close()
+
+
+def _words(state: State) -> str:
+    return str(state).replace("_", " ")
 
 
 def _pace(config: Config) -> Pace:

@@ -1,6 +1,7 @@
-"""The HTTP server of a running streamer: `/metrics`, `/healthz`, `/readyz`, and `/config`, which changes settings.
+"""The HTTP server of a running streamer: `/metrics`, `/healthz`, `/readyz`, the console, and `/config`.
 
-The first three are for everyone who reaches the port. The rest is for who is on this machine, or has `server.token`.
+The first three are for everyone who reaches the port. The rest shows and changes settings, and is for who is on this
+machine, or has `server.token`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hmac
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -27,11 +29,22 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 _OPEN_PATHS = frozenset(("/metrics", "/healthz", "/readyz"))
+_STATIC = {
+    "/": ("index.html", "text/html"),
+    "/console.js": ("console.js", "text/javascript"),
+    "/console.css": ("console.css", "text/css"),
+}
+_WATCHERS = 20
+"""So many may have the console open at a time."""
 _BODY_BYTES = 16 * 1024
 """The largest body that a request may have."""
 _HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:;"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
@@ -82,6 +95,29 @@ class Settings(Protocol):
         """Change some of them; raises ConfigError."""
 
 
+class Sample(Protocol):
+    """What the metrics showed at one time; see `streamer.console.Sample`."""
+
+    @property
+    def number(self) -> int:
+        """Counts up from sample to sample."""
+
+    @property
+    def at(self) -> float:
+        """When, in seconds since 1970."""
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """By name."""
+
+
+class Samples(Protocol):
+    """The last samples; see `streamer.console.Console`."""
+
+    async def since(self, number: int) -> Sequence[Sample]:
+        """Give those from a number on; wait until there is one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pages:
     """What the server shows.
@@ -91,12 +127,16 @@ class Pages:
         not_ready: gives a sentence for each reason why `/readyz` answers 503; none when it is ready.
         held: gives a sentence for each reason why calls wait for a while, which `/readyz` shows too.
         settings: what `/config` shows and changes.
+        samples: what the console draws.
+        state: gives what the console shows beside that, as JSON has it.
     """
 
     registry: CollectorRegistry
     not_ready: Callable[[], list[str]]
     held: Callable[[], list[str]]
     settings: Settings
+    samples: Samples
+    state: Callable[[], dict[str, Any]]
 
 
 @asynccontextmanager
@@ -123,6 +163,8 @@ async def serve(host: str, port: int, pages: Pages, token: str | None = None) ->
             web.get("/readyz", _readyz(pages)),
             web.get("/config", _config(pages.settings)),
             web.patch("/config", _change(pages.settings)),
+            web.get("/events", _events(pages)),
+            *(web.get(path, _static(*file)) for path, file in _STATIC.items()),
         ]
     )
     # A client that reads slowly must not hold the end of the process: a minute is aiohttp's default.
@@ -211,6 +253,49 @@ def _change(settings: Settings) -> _Handler:
     return change
 
 
+def _static(name: str, content_type: str) -> _Handler:
+    text = files("streamer").joinpath("static", name).read_text(encoding="utf-8")
+
+    async def static(_: web.Request) -> web.Response:
+        return web.Response(text=text, content_type=content_type)
+
+    return static
+
+
+def _events(pages: Pages) -> _Handler:
+    """Tell the console what it shows, as server-sent events: the names of what a sample has, samples, and the state."""
+    watchers = 0
+
+    async def events(request: web.Request) -> web.StreamResponse:
+        nonlocal watchers
+        if watchers >= _WATCHERS:
+            return _errors(503, f"{_WATCHERS} have the console open already")
+        watchers += 1
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_HEADERS})
+        try:
+            await response.prepare(request)
+            names: list[str] = []
+            number = 0
+            while True:
+                for sample in await pages.samples.since(number):
+                    number = sample.number + 1
+                    if list(sample.values) != names:
+                        names = list(sample.values)
+                        await response.write(_event("names", names))
+                    await response.write(_event("sample", [sample.at, *sample.values.values()]))
+                await response.write(_event("state", pages.state()))
+        except ConnectionError:
+            return response  # the page was closed
+        finally:
+            watchers -= 1
+
+    return events
+
+
+def _event(name: str, data: object) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(data))
+
+
 def _errors(status: int, *sentences: str) -> web.Response:
     return web.json_response({"errors": sentences}, status=status)
 
@@ -221,7 +306,9 @@ def _errors(status: int, *sentences: str) -> web.Response:
 def _guard(token: str | None) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
-        if request.path not in _OPEN_PATHS and not _has_token(request, token):
+        # The console's own files say nothing; with a token, who opens it is asked for that.
+        is_open = request.path in _OPEN_PATHS or (token is not None and request.path in _STATIC)
+        if not is_open and not _has_token(request, token):
             why = _not_from_here(request)
             if why:
                 headers = {"WWW-Authenticate": "Bearer"} if token else {}

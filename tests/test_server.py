@@ -16,6 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
 from streamer.config import load_config
+from streamer.console import Console
 from streamer.errors import StartError
 from streamer.live import LiveSettings
 from streamer.server import Pages, serve
@@ -49,6 +50,8 @@ def pages(
         lambda: reasons or [],
         lambda: held or [],
         settings or live_settings(),
+        Console(registry or CollectorRegistry()),
+        dict,
     )
 
 
@@ -172,7 +175,7 @@ def test_nothing_else_is_there() -> None:
     """No other page."""
 
     async def story(get: Any, _: Counter) -> None:
-        for path in ("/", "/debug", "/metrics/x"):
+        for path in ("/debug", "/metrics/x", "/static/index.html", "/..%2fserver.py"):
             assert (await get(path))[0] == 404
 
     play(story)

@@ -287,7 +287,8 @@ class _Demo:
                 watching = tasks.create_task(self._watch(pipeline, producer, segment, letters))
                 await self._until_ready(pipeline)
                 view.say(f"{wanted.what}; Ctrl-C ends it")
-                view.say(f"mock Segment counts at {segment.address}/stats")
+                console = f"http://127.0.0.1:{pipeline.port}/"
+                view.say(f"the console: {console}; mock Segment counts at {segment.address}/stats")
                 self._figures.phase = wanted.what
                 await segment.misbehave(
                     [LATENCY, *(p.as_fault() for p in self._phases)], wanted.seed
