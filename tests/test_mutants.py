@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,39 +39,44 @@ def test_no_two_mutants_share_a_name() -> None:
     assert len(set(names)) == len(names) >= 20
 
 
-def try_one(right: str, wrong: str) -> tuple[int, str]:
-    """Have a mutant of `Budget` tried, and give the status and what was said."""
+def budget_mutant(name: str, right: str, wrong: str) -> Mutant:
     test = "core/test_budget.py::test_one_share_spends_the_budget_for_all"
-    mutant = Mutant("made up", "core/budget.py", right, wrong, test)
+    return Mutant(name, "core/budget.py", right, wrong, test)
+
+
+def test_only_a_mutant_that_its_test_sees_is_found() -> None:
+    spent = "self.used >= self.limit"
+    mutants = [
+        budget_mutant("found", spent, "False"),
+        budget_mutant("survives", spent, "self.limit <= self.used"),
+        budget_mutant("slips", spent, "self.used >= limit"),
+        budget_mutant("breaks", "def share(self) -> Share:", "def share(self: "),
+    ]
+    program = (
+        f"import mutants\nfrom mutants import Mutant\nraise SystemExit(mutants.run({mutants!r}))"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys, mutants\nfrom mutants import Mutant\nsys.exit(mutants.run([{mutant!r}]))"],
-        cwd=TESTS,
-        capture_output=True,
-        text=True,
-        check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
+        [sys.executable, "-c", program], cwd=TESTS, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    said = {
+        match[2]: (match[1], match[3])
+        for match in re.finditer(r"^(ok |NOT) +[\d.]+ s  (.+?): (.+)$", done.stdout, re.MULTILINE)
+    }
+    name = "test_one_share_spends_the_budget_for_all"
+    assert said == {
+        "the code as it is": ("ok ", "all green"),
+        "found": ("ok ", f"{name}: AssertionError"),
+        "survives": ("NOT", "all green"),
+        "slips": ("NOT", f"{name}: NameError"),
+        "breaks": ("NOT", said["breaks"][1]),
+    }
+    assert "4 mutants in" in done.stdout
+    assert "3 runs did not end as they must" in done.stdout
 
 
-def test_a_mutant_that_its_test_sees_is_found() -> None:
-    status, said = try_one("self.used >= self.limit", "False")
-    assert (status, said.count("ok ")) == (0, 2), said
-    assert "test_one_share_spends_the_budget_for_all: AssertionError" in said
-
-
-@pytest.mark.parametrize(
-    ("right", "wrong", "says"),
-    [
-        ("self.used >= self.limit", "self.limit <= self.used", "made up: all green"),
-        ("self.used >= self.limit", "self.used >= limit", "for_all: NameError"),
-        ("def share(self) -> Share:", "def share(self: ", "made up: pytest's exit status"),
-        ("self.used = self.limit", "False", "its text occurs 0 times in streamer/core/budget.py"),
-        ("self.used", "used", "and must be there once"),
-    ],
-)  # fmt: skip
-def test_a_mutant_that_survives_is_broken_or_does_not_apply_is_an_error(
-    right: str, wrong: str, says: str
-) -> None:
-    status, said = try_one(right, wrong)
-    assert status == 1, said
-    assert says in said
+@pytest.mark.parametrize(("right", "times"), [("self.used = self.limit", 0), ("self.used", 9)])
+def test_a_mutant_whose_text_is_not_there_once_is_named(right: str, times: int) -> None:
+    text = (TESTS.parent / "streamer/core/budget.py").read_text()
+    with pytest.raises(ValueError, match=rf"`mine` applies no longer: its text occurs {times} t"):
+        budget_mutant("mine", right, "pass").applied(text)
