@@ -97,6 +97,7 @@ TRANSFORM = "core/test_transform.py::"
 VALIDATE = "core/test_validate.py::"
 SEGMENT = "test_segment.py::"
 DELIVERY = "test_delivery.py::"
+SOURCE = "test_source.py::"
 PIPELINE = "test_pipeline.py::"
 SITE_CODE = "test_site_code.py::"
 DEAD_LETTER = "test_dead_letter.py::"
@@ -181,6 +182,20 @@ MUTANTS = (
         "if lane not in self._routes:",
         "if False:",
         DELIVERY + "test_an_answer_after_the_end_counts_nowhere",
+    ),
+    Mutant(
+        "commits go on after one that a rebalance refused",
+        "source.py",
+        "            self._commit_gate = False\n        except KafkaError",
+        "            pass\n        except KafkaError",
+        SOURCE + "test_nothing_is_committed_between_a_generation_that_has_ended_and_the_next",
+    ),
+    Mutant(
+        "commits go on after a revocation",
+        "source.py",
+        "                self.assignment = None\n            self._waiting_since",
+        "            self._waiting_since",
+        SOURCE + "test_nothing_is_committed_between_a_generation_that_has_ended_and_the_next",
     ),
     # 2. Once in Segment, for page and track.
     Mutant(
