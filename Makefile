@@ -8,13 +8,14 @@ INSTALLED := $(VENV)/.installed
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ARGS ?=
 
-.PHONY: help demo bench test test-quick coverage lint format kafka constraints clean
+.PHONY: help demo bench test test-quick mutants coverage lint format kafka constraints clean
 
 help:
 	@echo "make demo        the whole pipeline with nothing installed: embedded Kafka, generated events, mock Segment"
 	@echo "make bench       what forwarding an event costs, on a real Kafka, against a yardstick and a floor"
 	@echo "make test        every test, with coverage (ARGS='tests/core -k offsets' for some of them)"
 	@echo "make test-quick  all but the whole-pipeline tests"
+	@echo "make mutants     small wrong versions of the code, each of which a test must find (ARGS=messageId for some)"
 	@echo "make coverage    every test, and where coverage is missing as pages in htmlcov/"
 	@echo "make lint        ruff, mypy and the contract of who imports whom"
 	@echo "make format      put the code in its form"
@@ -33,6 +34,9 @@ test: $(INSTALLED)
 
 test-quick: $(INSTALLED)
 	$(BIN)/pytest -m "not e2e" $(ARGS)
+
+mutants: $(INSTALLED)
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 coverage: $(INSTALLED)
 	$(BIN)/pytest --cov --cov-report=term --cov-report=html $(ARGS)

@@ -394,6 +394,21 @@ def test_a_spent_budget_closes_what_is_open() -> None:
     tell(story)
 
 
+def test_a_body_counts_in_the_budget_with_its_compressed_copy_while_it_is_under_way() -> None:
+    async def story() -> None:
+        async with Rig(FakeSegment()) as rig:
+            lane = rig.lane()
+            rig.add(lane, "p", padding=1000)
+            before = rig.budget.used
+            await asyncio.sleep(1.0 + LATENCY / 2)
+            assert rig.segment.running == 1
+            assert rig.budget.used > before + 1500
+            await rig.idle(lane)
+            rig.assert_settled()
+
+    tell(story)
+
+
 # --- slots ----------------------------------------------------------------------------------------
 
 

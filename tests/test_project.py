@@ -343,13 +343,13 @@ def test_a_python_that_will_not_do_is_named_with_what_to_install(
     assert not (tmp_path / "venv").exists()
 
 
-def test_ci_calls_lint_and_test_and_forgives_no_skip() -> None:
+def test_ci_calls_lint_test_and_mutants_and_forgives_no_skip() -> None:
     script = ROOT / ".ci/run"
     assert script.stat().st_mode & 0o111
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     text = script.read_text()
     assert "export STREAMER_REQUIRE_ALL=1" in text
-    assert re.search(r"make .*lint test$", text, re.MULTILINE)
+    assert re.search(r"make .*lint test mutants$", text, re.MULTILINE)
 
 
 def test_relative_links_of_the_documents_lead_somewhere() -> None:

@@ -13,10 +13,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import CommitFailedError
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 from structlog.testing import capture_logs
 
+import virtual_time
 from kafka_broker.broker import KafkaBroker, free_port
 from kafka_broker.topics import QUIET, Kafka, fresh_name
 from streamer.source import Source, Subscription
@@ -714,6 +717,48 @@ def test_a_group_that_waits_for_another_member_is_not_an_error(kafka: Kafka) -> 
         assert not [line for line in logs if line["log_level"] in ("warning", "error")]
 
     asyncio.run(main())
+
+
+def test_nothing_is_committed_between_a_generation_that_has_ended_and_the_next() -> None:
+    """Whether a revocation ended it, or a commit was refused because it had ended: one more could reset the next."""
+
+    class FakeConsumer:
+        place = tries = 0
+        refuses = True
+
+        async def position(self, _: TopicPartition) -> int:
+            self.place += 1
+            return self.place
+
+        async def commit(self, _: Mapping[TopicPartition, int]) -> None:
+            self.tries += 1
+            if self.refuses:
+                raise CommitFailedError
+
+    async def main() -> None:
+        recorder, consumer = Recorder(), FakeConsumer()
+        source = make_source("127.0.0.1:9", recorder, "events")
+        source._consumer = consumer
+        committing = asyncio.create_task(source._commit_regularly(consumer))
+
+        async def tries_in_a_minute() -> int:
+            before = consumer.tries
+            await asyncio.sleep(60)
+            return consumer.tries - before
+
+        await source.on_partitions_assigned([TopicPartition("events", 0)])
+        assert await tries_in_a_minute() == 1
+        await source.on_partitions_revoked([])
+        assert await tries_in_a_minute() == 0
+        consumer.refuses = False
+        await source.on_partitions_assigned([TopicPartition("events", 0)])
+        assert await tries_in_a_minute() > 1
+        await source.on_partitions_revoked([])
+        assert await tries_in_a_minute() == 0
+        recorder.assert_in_order()
+        committing.cancel()
+
+    virtual_time.run(main())
 
 
 def test_without_a_broker_each_try_says_why_in_one_line() -> None:
