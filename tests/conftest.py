@@ -28,6 +28,7 @@ PACKAGES = {
     "node": "nodejs",
     "npm": "npm",
     "promtool": "prometheus",
+    "chromium": "chromium",
 }
 """Debian's package for each program that a test may need."""
 
