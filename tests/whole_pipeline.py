@@ -269,9 +269,11 @@ class _Expected:
     groups: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
 
-def _expect(produced: Iterable[Produced], excluded: Mapping[str, Any]) -> _Expected:
+def _expect(
+    produced: Iterable[Produced], excluded: Mapping[str, Any], write_key: str = WRITE_KEY
+) -> _Expected:
     group = {"field": GROUP_FIELD, "traits": GROUP_TRAITS, "each": True}
-    interpreter = Interpreter(WRITE_KEY, default_mapping(), [group], BUILTIN_CALLBACKS, **excluded)
+    interpreter = Interpreter(write_key, default_mapping(), [group], BUILTIN_CALLBACKS, **excluded)
     expected = _Expected()
     partitions: dict[str, int] = {}
     for place in produced:
