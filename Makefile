@@ -7,8 +7,11 @@ RUNS := $(VENV)/.runs
 INSTALLED := $(VENV)/.installed
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ARGS ?=
+MINUTES ?= 5
+SEED ?=
+PLAN ?=
 
-.PHONY: help demo bench test test-quick mutants coverage lint format kafka constraints clean
+.PHONY: help demo bench test test-quick mutants coverage chaos lint format kafka constraints clean
 
 help:
 	@echo "make demo        the whole pipeline with nothing installed: embedded Kafka, generated events, mock Segment"
@@ -17,6 +20,7 @@ help:
 	@echo "make test-quick  all but the whole-pipeline tests"
 	@echo "make mutants     small wrong versions of the code, each of which a test must find (ARGS=messageId for some)"
 	@echo "make coverage    every test, and where coverage is missing as pages in htmlcov/"
+	@echo "make chaos       everything goes wrong at random for MINUTES=5; SEED=n or PLAN=report.json: the same once more"
 	@echo "make lint        ruff, mypy and the contract of who imports whom"
 	@echo "make format      put the code in its form"
 	@echo "make kafka       a real Kafka on loopback until Ctrl-C (ARGS='--port 9092')"
@@ -40,6 +44,10 @@ mutants: $(INSTALLED)
 
 coverage: $(INSTALLED)
 	$(BIN)/pytest --cov --cov-report=term --cov-report=html $(ARGS)
+
+chaos: $(INSTALLED)
+	@PYTHONPATH=tests $(BIN)/python -m chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) \
+		$(if $(PLAN),--plan $(PLAN)) $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

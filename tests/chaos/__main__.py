@@ -49,15 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with KafkaBroker(BROKER) as broker:
-            report = asyncio.run(Run(plan, broker, rate, _say, logs).run())
+            report = asyncio.run(_run(Run(plan, broker, rate, _say, logs), report_path))
     except (BrokerError, JarsError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         _say("interrupted: no verdict")
         return 130
-    report_path.parent.mkdir(parents=True, exist_ok=True)
-    report_path.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n")
-    return _sum_up(report, report_path, logs)
+    return 0 if report["verdict"] == "ok" else 1
+
+
+async def _run(run: Run, path: Path) -> dict[str, Any]:
+    """Run, write the report and sum it up: before the loop waits for threads that a dead broker keeps."""
+    report = await run.run()
+    path.parent.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nothing else runs any more
+    path.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n")  # noqa: ASYNC240 - the same
+    _sum_up(report, path, run.logs)
+    return report
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -88,7 +95,7 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _sum_up(report: dict[str, Any], path: Path, logs: Path) -> int:
+def _sum_up(report: dict[str, Any], path: Path, logs: Path) -> None:
     for name, value in report["counts"].items():
         shown = ", ".join(f"{n} {c:,}" for n, c in value.items()) if type(value) is dict else value
         _say(f"{name.replace('_', ' '):>28}  {shown if type(shown) is str else f'{shown:,}'}")
@@ -97,14 +104,13 @@ def _sum_up(report: dict[str, Any], path: Path, logs: Path) -> int:
         f" {report['longest_standstill_without_trouble_seconds']} s;"
         f" peak memory of a member: {report['peak_rss_bytes'] / 1e6:.0f} MB"
     )
-    _say(f"report: {path}")
+    _say(f"report: {path}; the logs of members and broker: {logs}")
     if report["verdict"] == "ok":
         _say("every promise held")
-        return 0
-    _say(f"NOT as it should be (again: make chaos PLAN={path}); the members' logs are in {logs}")
+        return
+    _say(f"NOT as it should be; the same troubles again: make chaos PLAN={path}")
     for sentence in report["verdict"]:
         _say(f"- {sentence}")
-    return 1
 
 
 if __name__ == "__main__":

@@ -46,24 +46,25 @@ class Judge:
         self._rejects: dict[tuple[int, int], tuple[str, ToProduce]] = {}
         self._users: dict[str, dict[str, Any]] = {}
         self._groups: dict[tuple[str, str], dict[str, Any]] = {}
-        self._sites: dict[str, str] = {}
+        self._homes: dict[str, tuple[str, int]] = {}
 
-    def add(self, places: Iterable[Produced]) -> None:
-        """Take records in, in the order in which they stand in each partition."""
-        for place in places:
-            self.produced += 1
-            site, poisoned = _look_at(place.record)
-            found = whole_pipeline._expect([place], {}, WRITE_KEYS.get(site, WRITE_KEY))
-            assert not found.mains.keys() & self._mains.keys(), "the input has an event twice"
-            self._mains.update(dict.fromkeys(found.mains, (place.partition, place.offset)))
-            self._rejects.update(found.rejects)
-            if poisoned:
-                self.refused.update(found.mains)
-            for user, traits in found.users.items():
-                assert self._sites.setdefault(user, site) == site, "a visitor of two sites"
-                self._users.setdefault(user, {}).update(traits)
-            for key, traits in found.groups.items():
-                self._groups.setdefault(key, {}).update(traits)
+    def add(self, place: Produced) -> None:
+        """Take a record in; those of a partition in their order."""
+        self.produced += 1
+        site, poisoned = _look_at(place.record)
+        found = whole_pipeline._expect([place], {}, WRITE_KEYS.get(site, WRITE_KEY))
+        assert not found.mains.keys() & self._mains.keys(), "the input has an event twice"
+        self._mains.update(dict.fromkeys(found.mains, (place.partition, place.offset)))
+        self._rejects.update(found.rejects)
+        if poisoned:
+            self.refused.update(found.mains)
+        for user, traits in found.users.items():
+            # Without this, the order of a user's traits would be anyone's guess.
+            home = (site, place.partition)
+            assert self._homes.setdefault(user, home) == home, "a visitor in two places"
+            self._users.setdefault(user, {}).update(traits)
+        for key, traits in found.groups.items():
+            self._groups.setdefault(key, {}).update(traits)
 
     def fold(self, segment: MockSegment) -> None:
         """Take in what the mock has accepted since, and let it forget the calls."""

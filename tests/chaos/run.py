@@ -56,6 +56,7 @@ _PATIENCE_SECONDS = 180.0
 """How long nothing may be committed once all is well, before the run is given up."""
 _PIECE_SECONDS = 0.25
 _PIECE_RECORDS = 2_000
+_ADDED_TOGETHER = 20
 _SAMPLE_SECONDS = 1.0
 _SAY_SECONDS = 10.0
 _BROKEN, _POISON = 0.002, 0.0003  # shares at all times
@@ -76,7 +77,7 @@ class PatientKafka(Kafka):
                 "acks": "all",
                 "enable.idempotence": True,
                 "partitioner": "murmur2_random",
-                "delivery.timeout.ms": 600_000,
+                "delivery.timeout.ms": 120_000,
                 "reconnect.backoff.max.ms": 1000,
                 **QUIET,
             }
@@ -91,7 +92,7 @@ class Run:
         broker: runs, with `BROKER`; it is killed, stopped and frozen.
         rate: records a second.
         say: takes lines for a person.
-        logs: where the members' logs are kept if something isn't as it should be.
+        logs: the folder in which the logs of the members and the broker are kept.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Run:
         self._broker = broker
         self._rate = rate
         self._say = say
-        self._logs = logs
+        self.logs = logs
         self._kafka = PatientKafka(broker.bootstrap)
         self._stage = Stage(self._kafka, self._settings())
         self._judge = Judge()
@@ -139,6 +140,9 @@ class Run:
         """
         async with self._stage:
             try:
+                self._arm()
+                await asyncio.gather(*(self._start() for _ in range(MEMBERS)))
+                self._started = time.monotonic()
                 async with asyncio.TaskGroup() as group:
                     watches = [group.create_task(w) for w in (self._sample(), self._tell())]
                     await self._play()
@@ -147,14 +151,10 @@ class Run:
             except* Exception as errors:  # noqa: BLE001 - the report must be written
                 self._wrong.append("the run itself failed: " + "".join(format_exception(errors)))
             self._read_logs()
-            if self._wrong:
-                self._keep_logs()
+            self._keep_logs()
             return self._report()
 
     async def _play(self) -> None:
-        self._arm()
-        await asyncio.gather(*(self._start() for _ in range(MEMBERS)))
-        self._started = time.monotonic()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._produce())
             for trouble in self._plan.troubles:
@@ -197,10 +197,12 @@ class Run:
                 records.append(ToProduce(event.key, value, int(time.time() * 1000), trace))
             if records:
                 places = await self._kafka.produce(self._stage.topic, records)
-                self._judge.add(
-                    Produced(partition, offset, record)
-                    for (partition, offset), record in zip(places, records, strict=True)
-                )
+                for index, ((partition, offset), record) in enumerate(
+                    zip(places, records, strict=True)
+                ):
+                    self._judge.add(Produced(partition, offset, record))
+                    if index % _ADDED_TOGETHER == 0:
+                        await asyncio.sleep(0)  # the mock answers from this loop too
             await asyncio.sleep(_PIECE_SECONDS)
 
     def _spoil(self, value: bytes, number: int) -> bytes | None:
@@ -515,11 +517,11 @@ class Run:
         self._wrong += [f"{line} ({times} times)" for line, times in found.items()]
 
     def _keep_logs(self) -> None:
-        shutil.rmtree(self._logs, ignore_errors=True)
-        self._logs.mkdir(parents=True)
+        shutil.rmtree(self.logs, ignore_errors=True)
+        self.logs.mkdir(parents=True)
         for member in self._stage.members:
-            shutil.copy(member.log, self._logs)
-        shutil.copy(self._broker.log_path, self._logs)
+            shutil.copy(member.log, self.logs)
+        shutil.copy(self._broker.log_path, self.logs)
 
     def _report(self) -> dict[str, Any]:
         stats = self._stage.segment.stats
