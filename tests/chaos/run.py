@@ -458,7 +458,7 @@ class Run:
             self._judge.fold(self._stage.segment)
             with suppress(KafkaException):
                 self._committed = await self._stage.committed()
-            if self._active or self._committed != last or self._committed == self._judge.produced:
+            if self._active or self._committed != last or self._committed >= self._judge.produced:
                 last, since = self._committed, self._clock()
             self._standstill = max(self._standstill, self._clock() - since)
             for number, member in enumerate(self._stage.members):
@@ -488,7 +488,7 @@ class Run:
             produced = self._judge.produced
             self._say(
                 f"{self._clock():6.0f}s  produced {produced:>8,}  committed {self._committed:>8,}"
-                f"  lag {produced - self._committed:>7,}  members {len(self._up)}"
+                f"  lag {max(produced - self._committed, 0):>7,}  members {len(self._up)}"
                 f"  {', '.join(t.kind for t in self._active) or '-'}{wrong}"
             )
             await asyncio.sleep(_SAY_SECONDS)
