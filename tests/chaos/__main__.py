@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import secrets
 import shutil
 import signal
@@ -114,4 +115,4 @@ def _sum_up(report: dict[str, Any], path: Path, logs: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # a thread that waits for a broker that is gone would keep it for minutes
