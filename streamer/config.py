@@ -586,7 +586,8 @@ class SegmentSettings(_Section):
         endpoint: the whole URL to post batches to, in place of the region's.
         gzip: whether bodies are compressed.
         timeout: seconds that one request may take.
-        max_hold: seconds that calls wait for a write key that nothing goes to, while others deliver.
+        max_hold: seconds that calls wait for a write key that nothing goes to, while others deliver; and that a call is
+            refused which is all there is of its write key.
         sites: other write keys.
     """
 

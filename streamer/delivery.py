@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import structlog
 
-from streamer.core.batch import MAIN_TYPES
-from streamer.core.bisection import Pieces
-from streamer.core.destination import PROBE_INTERVAL, Destination, State, backoff
+from streamer.core.batch import body as make_body
+from streamer.core.bisection import Bisection, Witnesses
+from streamer.core.destination import Destination, State, backoff
 from streamer.core.limiter import Concurrency, RateLimit
 from streamer.core.model import Delivered, Misconfigured, Reason, Refused, Retry
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from streamer.core.aggregate import Lane
     from streamer.core.batch import Batch
-    from streamer.core.bisection import Piece
+    from streamer.core.bisection import Piece, Verdict
     from streamer.core.destination import Permit
     from streamer.core.model import Outcome, Response
 
@@ -39,6 +39,7 @@ _SAY_AGAIN = 600.0
 _REMEMBERED = 1000  # so many destinations that are held outlive their lanes: keys may come from what visitors send
 _BODY_FACTOR = 1.5  # a body and its compressed copy, in bytes of the body
 _PROBED_BATCHES = 8  # so many batches are closed to be probes; with more, pressure would no longer make batches larger
+_UNPROVEN = " (for segment.max_hold; nothing else was accepted, so the destination may be at fault)"
 
 
 class Answer(Protocol):
@@ -120,27 +121,15 @@ class _Route:
     """A lane with what delivery knows of it.
 
     Attributes:
-        pieces: of each batch that isn't settled and was sent before, what is left to send.
-        bisecting: the one batch that is being bisected.
-        bisecting_since: when its first part was refused, in seconds.
-        others_refused: how many other batches were refused since then, while nothing was accepted.
-        probes: how many probes were refused, so that each takes another call.
+        bisection: judges what Segment refuses of it.
         refusal: what Segment said when it last refused something.
-        refused_alone: calls, as batch and place, that were refused alone, and when.
-        accused: those of them after which Segment accepted something else; refused alone again, they are at fault.
         alone_since: since when its destination is held while others deliver, in seconds; infinity while that isn't so.
     """
 
     lane: Lane
     destination: Destination
-    pieces: dict[Batch, Pieces] = field(default_factory=dict)
-    bisecting: Batch | None = None
-    bisecting_since: float = 0.0
-    others_refused: int = 0
-    probes: int = 0
+    bisection: Bisection
     refusal: str = ""
-    refused_alone: dict[tuple[Batch, int], float] = field(default_factory=dict)
-    accused: set[tuple[Batch, int]] = field(default_factory=set)
     alone_since: float = _NEVER
 
 
@@ -181,6 +170,7 @@ class Delivery:
         self._jitter = (jitter or random.SystemRandom()).random
         self._concurrency = Concurrency(concurrency, self._jitter)
         self._routes: dict[Lane, _Route] = {}
+        self._witnesses = Witnesses()
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing = 0
         self._wake = asyncio.Event()
@@ -216,7 +206,7 @@ class Delivery:
             name: what a person calls its destination.
         """
         destination = self.destinations.setdefault(lane.write_key, Destination(name))
-        self._routes[lane] = _Route(lane, destination)
+        self._routes[lane] = _Route(lane, destination, Bisection(self._max_hold))
 
     def notify(self) -> None:
         """Look at the lanes: something was added to one."""
@@ -253,6 +243,9 @@ class Delivery:
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout_seconds
         self._closing = trigger
+        for route in self._routes.values():
+            if self._witnesses.of(route.lane, clock()) is not None:
+                route.bisection.hurry(clock())
         try:
             async with asyncio.timeout_at(deadline):
                 while any(self._hopeful(route, deadline) for route in self._routes.values()):
@@ -268,6 +261,7 @@ class Delivery:
     async def end(self) -> None:
         """Forget every lane, and cancel what is being sent of them; of their destinations, those that flow."""
         self._routes.clear()
+        self._witnesses.clear()
         held = [(key, one) for key, one in self.destinations.items() if not one.flowing]
         self.destinations = dict(held[-_REMEMBERED:])
         tasks = list(self._tasks)
@@ -326,7 +320,7 @@ class Delivery:
             return None, _NEVER
         if not destination.may_start(now):
             return None, _NEVER if destination.attempts else destination.until
-        waiting = [batch for batch in lane.ready if not self._blocked(route, batch)]
+        waiting = [batch for batch in lane.ready if not route.bisection.blocked(batch)]
         due = [batch for batch in waiting if batch.not_before <= now]
         closes = _NEVER
         if lane.open is not None:
@@ -341,13 +335,6 @@ class Delivery:
         if due:
             return min(due, key=lambda batch: batch.oldest), now
         return None, min(closes, *(batch.not_before for batch in waiting), _NEVER)
-
-    def _blocked(self, route: _Route, batch: Batch) -> bool:
-        """Whether a batch that Segment refused has to wait until another one is bisected."""
-        pieces = route.pieces.get(batch)
-        if route.bisecting is None or route.bisecting is batch or pieces is None:
-            return False
-        return pieces.bisecting and not route.pieces[route.bisecting].undecided
 
     # --- what is given up -----------------------------------------------------------------------
 
@@ -386,15 +373,13 @@ class Delivery:
     def _drop(self, route: _Route, batch: Batch, now: float) -> None:
         """Make dead letters of all that is left of a closed batch."""
         destination = route.destination
-        pieces = route.pieces.setdefault(batch, Pieces(len(batch)))
-        pieces.reset()
-        calls = 0
-        while not pieces.done:
-            for place in range(*pieces.take()):
-                self._handler.refused(
-                    route.lane, batch, place, destination.reason, Reason.DESTINATION_UNAVAILABLE
-                )
-                calls += 1
+        if batch not in route.bisection:
+            route.bisection.begin(batch)
+        places = route.bisection.left(batch)
+        for place in places:
+            self._handler.refused(
+                route.lane, batch, place, destination.reason, Reason.DESTINATION_UNAVAILABLE
+            )
         route.lane.ready.remove(batch)
         self._settle(route, batch, now)
         if now >= self._say_given_up_at:
@@ -402,7 +387,7 @@ class Delivery:
             log.error(
                 "segment.max_hold is over for a destination while others deliver: its calls become dead letters",
                 destination=destination.name,
-                calls=calls,
+                calls=len(places),
                 held_seconds=round(now - destination.held_since),
                 reason=destination.reason,
             )
@@ -417,18 +402,17 @@ class Delivery:
             if batch.trigger == "memory":
                 self._say_memory_closes(batch, now)
         lane.ready.remove(batch)
-        pieces = route.pieces.get(batch)
-        if pieces is None:
-            pieces = route.pieces[batch] = Pieces(len(batch))
+        if batch not in route.bisection:
+            route.bisection.begin(batch)
             self._observer.closed(batch)
-        piece = pieces.take()
-        if destination.state is State.MISCONFIGURED:
-            piece = _probe(batch, pieces, piece, route.probes)
+        witness = self._witnesses.of(lane, now)
+        probes = destination.state is State.MISCONFIGURED
+        piece = route.bisection.take(batch, probes=probes, witness=witness is not None)
         permit = destination.start()
         self.in_flight += 1
         self._probing += permit.probe
         lane.in_flight += 1
-        task = group.create_task(self._send(route, batch, piece, permit))
+        task = group.create_task(self._send(route, batch, piece, witness, permit))
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -457,42 +441,59 @@ class Delivery:
                 advice="raise flush.memory_budget or shorten flush.interval; see streamer_batches_closed_total",
             )
 
-    async def _send(self, route: _Route, batch: Batch, piece: Piece, permit: Permit) -> None:
+    async def _send(
+        self,
+        route: _Route,
+        batch: Batch,
+        piece: Piece | None,
+        witness: bytes | None,
+        permit: Permit,
+    ) -> None:
+        """Make an attempt at a part of a batch; at the witness, a call of the lane's past, if there is no part."""
         lane = route.lane
         clock = asyncio.get_running_loop().time
         started = clock()
-        body = batch.body(_now_iso(), *piece)
+        if piece is not None:
+            body, tries = batch.body(_now_iso(), *piece), batch.tries
+        elif witness is not None:
+            body, tries = make_body([witness], _now_iso()), 0
+        else:
+            raise RuntimeError("neither a part of a batch nor a witness is to be sent")
         held = int(len(body) * _BODY_FACTOR)
         lane.share.take(held)
         try:
-            answer = await self._transport.attempt(lane.write_key, body, batch.tries)
+            answer = await self._transport.attempt(lane.write_key, body, tries)
         finally:
             lane.share.give(held)
         now = clock()
         self._observer.attempted(answer.outcome, answer.seconds)
-        self._handler.answered(batch, piece, answer)
+        if piece is not None:
+            self._handler.answered(batch, piece, answer)
         outcome = answer.outcome
         self._learn(route.destination, permit, outcome, len(body), started, now)
         if route.destination.finish(permit, outcome, now, self._jitter()):
             _log_state(route.destination)
         if lane not in self._routes:
             return  # its generation has ended: what completes late counts nowhere
+        if piece is not None and not isinstance(outcome, Delivered):
+            batch.tries += 1
         match outcome:
             case Delivered():
-                self._delivered(route, batch, piece, len(body), answer, started, now)
+                if piece is not None:
+                    self._delivered(route, batch, piece, len(body), answer, now)
+                batch.failures = 0
+                self._judge(route, batch, route.bisection.accepted(batch, piece, started, now), now)
             case Retry():
-                batch.tries += 1
                 batch.failures += 1
                 if route.destination.flowing:  # else the destination says when, for all its batches
                     batch.not_before = now + backoff(batch.failures, self._jitter())
-                self._back(route, batch, piece)
+                route.bisection.back(batch, piece)
+                lane.ready.append(batch)
             case Misconfigured():
-                batch.tries += 1
-                batch.not_before = now  # another batch is the next probe
-                route.probes += 1
-                self._back(route, batch, piece)
-                self._drop_suspicions(route, now)
+                route.bisection.misconfigured(batch, piece, now)
+                lane.ready.append(batch)
             case Refused():
+                batch.failures = 0
                 self._refused(route, batch, piece, outcome, now)
 
     def _learn(
@@ -518,126 +519,62 @@ class Delivery:
         piece: Piece,
         body_bytes: int,
         answer: Answer,
-        started: float,
         now: float,
     ) -> None:
-        lane = route.lane
+        ledger = route.lane.ledger
         for kind, calls in batch.counts(*piece):
-            lane.ledger.delivered(kind, calls, batch.further(kind, *piece))
+            ledger.delivered(kind, calls, batch.further(kind, *piece))
         self._observer.delivered(batch, piece, body_bytes, answer.wire_bytes, answer.seconds)
-        route.accused |= {call for call, since in route.refused_alone.items() if since <= started}
-        other = route.bisecting
-        if other is batch:
-            route.others_refused = 0
-        elif other is not None and started >= route.bisecting_since:
-            route.others_refused = 0
-            witnessed = route.pieces[other]
-            was_undecided = witnessed.undecided
-            self._convict(route, other, witnessed.testified())
-            if was_undecided:
-                other.not_before = now
-            if witnessed.done and other in lane.ready:
-                lane.ready.remove(other)
-                self._settle(route, other, now)
-        pieces = route.pieces[batch]
-        batch.failures = 0
-        self._convict(route, batch, pieces.accepted())
-        self._go_on(route, batch, now)
+        self._witnesses.delivered(route.lane, batch, piece, now)
 
     def _refused(
-        self, route: _Route, batch: Batch, piece: Piece, outcome: Refused, now: float
+        self, route: _Route, batch: Batch, piece: Piece | None, outcome: Refused, now: float
     ) -> None:
-        pieces = route.pieces[batch]
-        batch.tries += 1
-        batch.failures = 0
+        lane, bisection = route.lane, route.bisection
         route.refusal = f"{outcome.status} {outcome.detail}".strip()
-        place, alone = piece[0], piece[1] - piece[0] == 1
-        if alone:
-            route.refused_alone.setdefault((batch, place), now)
-        if route.destination.state is State.MISCONFIGURED:
-            batch.not_before = now  # another batch is the next probe
-            route.probes += 1
-            route.destination.misconfigured(route.destination.reason, now)
-            self._back(route, batch, piece)
-            return
-        if alone and (outcome.status == 413 or (batch, place) in route.accused):
-            self._convict(route, batch, (place,))
-            self._go_on(route, batch, now)
-            return
-        other = route.bisecting
-        if other is not None and other is not batch:
-            route.others_refused += 1
-            pieces.bisecting = True  # when its turn has come
-            self._back(route, batch, piece)
-            if route.pieces[other].undecided:
-                self._blame_destination(route, now)
-            return
-        if pieces.undecided:  # this was the probe, for want of a witness
-            self._back(route, batch, piece)
-            self._blame_destination(route, now)
-            return
-        if other is None:
-            route.bisecting = batch
-            route.bisecting_since = now
-            route.others_refused = 0
+        began = bisection.trial
+        verdict = bisection.refused(
+            batch,
+            piece,
+            now,
+            too_large=outcome.status == 413,
+            held=route.destination.state is State.MISCONFIGURED,
+            quiet=lane.open is None and not lane.ready and not lane.waiting_calls,
+        )
+        if began is None and bisection.trial is batch:
             log.info(
                 "Segment refused a batch; halving it to find the calls at fault",
                 destination=route.destination.name,
                 calls=len(batch),
                 answer=route.refusal,
             )
-        self._convict(route, batch, pieces.refused(piece))
-        if pieces.undecided:
-            if route.others_refused:
-                self._blame_destination(route, now)
-            else:
-                batch.not_before = now + PROBE_INTERVAL
-        self._go_on(route, batch, now)
+        if self._closing is not None and self._witnesses.of(lane, now) is not None:
+            bisection.hurry(now)
+        self._judge(route, batch, verdict, now)
 
-    def _blame_destination(self, route: _Route, now: float) -> None:
-        """Hold the destination: it refused twice, and nothing was accepted."""
-        self._drop_suspicions(route, now)
-        if route.destination.misconfigured(
-            f"refuses batch after batch, call by call: {route.refusal}", now
-        ):
-            _log_state(route.destination)
-
-    def _drop_suspicions(self, route: _Route, now: float) -> None:
-        """Forget what bisection found so far: it can't be told from what the destination does wrong."""
-        for batch, pieces in route.pieces.items():
-            if pieces.bisecting:
-                pieces.reset()
-                batch.not_before = now
-        route.bisecting = None
-        route.accused.clear()
-
-    def _go_on(self, route: _Route, batch: Batch, now: float) -> None:
-        """Settle a batch of which nothing is left, or put it back for what is."""
-        if route.pieces[batch].done:
-            self._settle(route, batch, now)
-        else:
-            route.lane.ready.append(batch)
-
-    def _back(self, route: _Route, batch: Batch, piece: Piece) -> None:
-        pieces = route.pieces[batch]
-        pieces.back(piece)
-        if not pieces.bisecting:
-            pieces.reset()  # what a probe cut out becomes one part with the rest again
-        route.lane.ready.append(batch)
+    def _judge(self, route: _Route, batch: Batch, verdict: Verdict, now: float) -> None:
+        """Do what follows from an answer to a part of a batch, and put the batch back for what is left of it."""
+        detail = f"{route.refusal}{_UNPROVEN if verdict.unproven else ''}"
+        for guilty, place in verdict.guilty:
+            self._handler.refused(route.lane, guilty, place, detail)
+        destination = route.destination
+        if verdict.blames:
+            reason = f"refuses batch after batch, call by call: {route.refusal}"
+            if destination.state is State.MISCONFIGURED:
+                reason = destination.reason
+            if destination.misconfigured(reason, now):
+                _log_state(destination)
+        ready = route.lane.ready
+        ready.append(batch)
+        for one in dict.fromkeys([batch, *(guilty for guilty, _ in verdict.guilty)]):
+            if one in ready and route.bisection.done(one):  # else a part of it is under way
+                ready.remove(one)
+                self._settle(route, one, now)
 
     def _settle(self, route: _Route, batch: Batch, now: float) -> None:
-        del route.pieces[batch]
-        if route.bisecting is batch:
-            route.bisecting = None
-        for call in [call for call in route.refused_alone if call[0] is batch]:
-            del route.refused_alone[call]
-            route.accused.discard(call)
+        route.bisection.forget(batch)
         self._handler.settled(batch)
         route.lane.settle(batch, now)
-
-    def _convict(self, route: _Route, batch: Batch, places: tuple[int, ...]) -> None:
-        for place in places:
-            self._handler.refused(route.lane, batch, place, route.refusal)
 
     def _hopeful(self, route: _Route, deadline: float) -> bool:
         """Whether waiting until the deadline can bring this lane on."""
@@ -649,20 +586,6 @@ class Delivery:
         if not destination.flowing and destination.until >= deadline:
             return False
         return lane.open is not None or any(batch.not_before < deadline for batch in lane.ready)
-
-
-def _probe(batch: Batch, pieces: Pieces, piece: Piece, probes: int) -> Piece:
-    """Cut one call out of a part that was taken: a probe is small, and each time it is another call.
-
-    A page or track call, since their order doesn't count; or else the first one.
-    """
-    start, stop = piece
-    mains = [place for place in range(start, stop) if batch.types[place] in MAIN_TYPES]
-    place = mains[probes % len(mains)] if mains else start
-    for rest in ((place + 1, stop), (start, place)):
-        if rest[0] < rest[1]:
-            pieces.back(rest)
-    return place, place + 1
 
 
 def _now_iso() -> bytes:

@@ -22,6 +22,7 @@ import virtual_time
 from streamer.core.account import Account, Ledger
 from streamer.core.aggregate import Lane, Merging
 from streamer.core.batch import Limits
+from streamer.core.bisection import WITNESS_BYTES
 from streamer.core.budget import Budget
 from streamer.core.destination import MAX_BACKOFF, PROBE_INTERVAL, State, backoff
 from streamer.core.model import (
@@ -83,13 +84,17 @@ def clock() -> float:
 
 
 class FakeSegment:
-    """A transport whose answers a test decides; `accepted` has the ids of what it took, in order."""
+    """A transport whose answers a test decides.
+
+    `accepted` has the ids of what it took, in order, `repeated` those that it had before and dropped, as Segment does.
+    """
 
     def __init__(self, answer: Callable[[Attempt], Outcome] = lambda _: OK) -> None:
         self.answer = answer
         self.latency: Callable[[Attempt], float] = lambda _: LATENCY
         self.attempts: list[Attempt] = []
         self.accepted: list[str] = []
+        self.repeated: list[str] = []
         self.calls: dict[str, dict[str, Any]] = {}
         self.running = 0
         self.most_running = 0
@@ -109,7 +114,12 @@ class FakeSegment:
             self.running -= 1
         outcome = self.answer(attempt)
         if isinstance(outcome, Delivered):
-            self.accepted += ids
+            if set(ids) & set(self.accepted):
+                assert len(ids) == 1, "only a witness is sent again, and alone"
+                assert self.calls[ids[0]]["type"] == "page", "traits would be laid over newer ones"
+                self.repeated += ids
+            else:
+                self.accepted += ids
         return Reply(outcome)
 
 
@@ -273,11 +283,12 @@ class Rig:
             await asyncio.sleep(0.05)
 
     def assert_settled(self) -> None:
-        """Nothing is held any more, and the account balances."""
+        """Nothing is held any more but the witnesses, and the account balances."""
         assert self.account.balance() == []
         assert self.account.in_flight == 0
         assert sum(self.account.calls_in_flight.values()) == 0
-        assert self.budget.used == 0
+        assert self.notes.delivered_calls == len(self.segment.accepted), "a witness isn't counted"
+        assert self.budget.used <= WITNESS_BYTES * len(self.delivery.served)
         assert [chunk.holders for chunk in self.chunks] == [0] * len(self.chunks)
 
 
@@ -1087,6 +1098,187 @@ def test_bad_calls_of_a_quiet_lane_are_found_once_another_call_is_accepted(pause
             await rig.idle(lane, within=3 * PROBE_INTERVAL)
             assert sorted(rig.notes.convicted) == ["bad1", "bad2"]
             assert rig.delivery.destinations["key"].flowing
+            rig.assert_settled()
+
+    tell(story)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_bad_call_alone_in_a_quiet_lane_is_judged_by_a_call_that_was_delivered(size: int) -> None:
+    """It is sent once more, alone; a request, but no call: Segment has its id."""
+
+    async def story() -> None:
+        bad = names("bad", size)
+        segment = FakeSegment(refuse(*bad))
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, "good", user="u")
+            await rig.idle(lane)
+            await asyncio.sleep(HOUR)
+            before = len(segment.attempts)
+            rig.add(lane, *bad)
+            await rig.idle(lane, within=PROBE_INTERVAL + 3)
+            assert rig.notes.convicted == bad
+            assert segment.repeated == ["good"]
+            assert len(segment.attempts) - before == 2 * size
+            assert (segment.attempts[-1].ids, segment.attempts[-1].tries) == (["good"], 0)
+            assert len(rig.notes.outcomes) == len(segment.attempts)
+            assert rig.account.calls_delivered["page"] == 1
+            assert rig.delivery.destinations["key"].flowing
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_a_bad_call_alone_is_given_up_after_max_hold_if_the_lane_never_delivered() -> None:
+    """It was answered all the time; a time without answers doesn't count."""
+
+    async def story() -> None:
+        segment = FakeSegment(refuse("bad"))
+        async with Rig(segment, max_hold_seconds=HOUR) as rig:
+            lane = rig.lane()
+            rig.add(lane, "bad")
+            await asyncio.sleep(HOUR / 2)
+            segment.answer = lambda _: UNAVAILABLE
+            await asyncio.sleep(5 * HOUR)
+            segment.answer = refuse("bad")
+            await asyncio.sleep(HOUR / 2 - 2 * PROBE_INTERVAL)
+            assert rig.notes.convicted == []
+            await rig.idle(lane, within=5 * PROBE_INTERVAL)
+            assert rig.notes.convicted == ["bad"]
+            assert "the destination may be at fault" in rig.notes.refusals[0][1]
+            assert rig.account.dead_lettered == {Reason.REFUSED: 1}
+            rig.add(lane, "good")
+            await rig.idle(lane, within=PROBE_INTERVAL + 2)
+            assert segment.accepted == ["good"]
+            rig.assert_settled()
+
+    tell(story)
+
+
+@pytest.mark.parametrize("delivered", [0, 1])
+@pytest.mark.parametrize("pause", [HOUR / 2, 5 * HOUR])
+def test_a_slow_trickle_into_a_destination_that_refuses_everything_loses_nothing(
+    delivered: int, pause: float
+) -> None:
+    """Whether or not it worked before, which makes a witness."""
+
+    async def story() -> None:
+        segment = FakeSegment()
+        async with Rig(segment, max_hold_seconds=6 * HOUR) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("before", delivered))
+            await asyncio.sleep(5)
+            segment.answer = lambda _: BAD_REQUEST
+            made = names("p", 6)
+            for name in made:
+                rig.add(lane, name)
+                await asyncio.sleep(pause)
+            assert rig.notes.refusals == []
+            assert rig.delivery.destinations["key"].state is State.MISCONFIGURED
+            assert len(segment.attempts) <= 6 * pause / PROBE_INTERVAL + 20
+            segment.answer = lambda _: OK
+            await rig.idle(lane, within=2 * PROBE_INTERVAL + 5)
+            assert rig.notes.refusals == []
+            assert sorted(segment.accepted) == sorted([*names("before", delivered), *made])
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_pauses_and_failures_amid_a_bisection_delay_it_and_change_nothing() -> None:
+    """Nothing is sent before Retry-After is over, the witness neither."""
+    trouble = {
+        3: Retry("rate_limited", "429", 429, 20.0),
+        4: UNAVAILABLE,
+        6: UNAVAILABLE,
+        7: Retry("server_error", "503", 503, 100.0),
+    }
+
+    async def story() -> None:
+        honest = refuse("p1", "p3")
+        segment = FakeSegment(lambda attempt: trouble.get(len(segment.attempts)) or honest(attempt))
+        async with Rig(segment, concurrency=1) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", 4))
+            await rig.idle(lane, within=300.0)
+            assert sorted(rig.notes.convicted) == ["p1", "p3"]
+            assert segment.accepted == ["p0", "p2"]
+            for number, outcome in trouble.items():
+                if outcome.after_seconds is not None:
+                    later = segment.attempts[number].at - segment.attempts[number - 1].at
+                    assert later >= outcome.after_seconds
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_a_witness_waits_for_a_pause_and_convicts_after_it() -> None:
+    """Its answer, too, may be a 429."""
+
+    async def story() -> None:
+        segment = FakeSegment()
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, "good")
+            await rig.idle(lane)
+            too_many = Retry("rate_limited", "429", 429, 50.0)
+            segment.answer = lambda attempt: BAD_REQUEST if "bad" in attempt.ids else too_many
+            rig.add(lane, "bad")
+            await asyncio.sleep(PROBE_INTERVAL + 2)
+            assert segment.attempts[-1].ids == ["good"]
+            segment.answer = refuse("bad")
+            await asyncio.sleep(48.0)
+            assert rig.notes.convicted == []
+            await rig.idle(lane, within=5.0)
+            assert [attempt.ids for attempt in segment.attempts[2:]] == [["good"], ["good"]]
+            assert rig.notes.convicted == ["bad"]
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_a_witness_that_is_refused_blames_the_destination() -> None:
+    """The suspect is delivered when that is mended."""
+
+    async def story() -> None:
+        segment = FakeSegment()
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, "good")
+            await rig.idle(lane)
+            segment.answer = lambda _: BAD_REQUEST
+            rig.add(lane, "later")
+            await asyncio.sleep(PROBE_INTERVAL + 3)
+            assert [attempt.ids for attempt in segment.attempts[1:]] == [["later"], ["good"]]
+            assert rig.delivery.destinations["key"].state is State.MISCONFIGURED
+            segment.answer = lambda _: OK
+            await rig.idle(lane, within=PROBE_INTERVAL + 2)
+            assert segment.accepted == ["good", "later"]
+            assert rig.notes.refusals == []
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_draining_sends_the_witness_at_once() -> None:
+    """Nothing else comes, so that the bad call is settled before the stop."""
+
+    async def story() -> None:
+        segment = FakeSegment(refuse("bad", "worse"))
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, "good")
+            await rig.idle(lane)
+            rig.add(lane, "bad")
+            await asyncio.sleep(3.0)
+            assert rig.notes.convicted == []
+            assert await rig.delivery.drain("rebalance", 5.0)
+            assert rig.notes.convicted == ["bad"]
+            rig.add(lane, "worse")
+            assert await rig.delivery.drain("shutdown", 5.0)
+            assert rig.notes.convicted == ["bad", "worse"]
+            assert segment.repeated == ["good", "good"]
             rig.assert_settled()
 
     tell(story)

@@ -28,6 +28,11 @@ FURTHER = 0x80
 """Added to the type of a page or track call with which its record isn't delivered: site code made several of it."""
 
 
+def body(calls: list[bytes], sent_at: bytes) -> bytes:
+    """Make the body of a request of serialised calls; see `Batch.body`."""
+    return b"".join((_HEAD, b",".join(calls), _TAIL % sent_at))
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one request may hold.
@@ -177,8 +182,7 @@ class Batch:
             start: the first call.
             stop: the call behind the last one.
         """
-        calls = self.calls if not start and stop is None else self.calls[start:stop]
-        return b"".join((_HEAD, b",".join(calls), _TAIL % sent_at))
+        return body(self.calls if not start and stop is None else self.calls[start:stop], sent_at)
 
     def counts(self, start: int = 0, stop: int | None = None) -> list[tuple[str, int]]:
         """Count the calls of a piece by type.
