@@ -40,6 +40,7 @@ from streamer import source as source_module
 from streamer.config import load_config
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
 from streamer.core.model import FilterReason, Reason, Response, Retry
+from streamer.core.suppression import DIGEST_BYTES
 from streamer.delivery import Delivery
 from streamer.hooks import Hooks
 from streamer.mock_segment.judge import Judge
@@ -150,6 +151,10 @@ _events = st.fixed_dictionaries(
 """`secret` isn't forwarded, and what is `broken` becomes a dead letter."""
 
 
+_pauses = st.sampled_from([0.0, 0.06, 0.3, 1.01, 2.5])
+"""Seconds. A batch closes after a tenth of a second or after a second, commits go out once a second."""
+
+
 @lru_cache(maxsize=2)
 def interpreter(key: str) -> Interpreter:
     return Interpreter(
@@ -175,16 +180,19 @@ class Group:
     Attributes:
         committed: what was committed, by partition.
         wrong: what no member may do, as it is seen.
+
+    Args:
+        join_seconds: from the last revocation of a rebalance to the assignment.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, join_seconds: float) -> None:
+        self._join_seconds = join_seconds
         self.logs = {partition: Log() for partition in PARTITIONS}
         self.committed = dict.fromkeys(PARTITIONS, 0)
         self.consumers: list[Consumer] = []
         self.wrong: list[str] = []
         self.commit_faults: deque[str] = deque()
         self.fetch_faults = 0
-        self.changed = asyncio.Event()
         self._stale = False
         self._sharing: asyncio.Task[None] | None = None
 
@@ -202,6 +210,7 @@ class Group:
         while self._stale:
             self._stale = False
             await asyncio.gather(*(one.revoke() for one in list(self.consumers)))
+            await asyncio.sleep(self._join_seconds)
             joined = [one for one in self.consumers if one.phase == "joining"]
             for number, one in enumerate(joined):
                 await one.assign(PARTITIONS[number :: len(joined)])
@@ -217,9 +226,11 @@ class Consumer:
 
     listener: ConsumerRebalanceListener
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, member: Member) -> None:
         self.group = group
+        self.member = member
         self.phase = "new"
+        self.refused = False  # whether a commit was, since the last assignment
         self.tps: set[TopicPartition] = set()
         self.positions: dict[Partition, int] = {}
         self.wake = asyncio.Event()
@@ -258,7 +269,10 @@ class Consumer:
     async def assign(self, partitions: Iterable[Partition]) -> None:
         if self.phase != "joining":
             return
+        if self.member.requests:
+            self.group.wrong.append("requests of a generation that has ended are under way")
         self.phase = "owning"
+        self.refused = False
         self.tps = {TopicPartition(*partition) for partition in partitions}
         self.positions = {(tp.topic, tp.partition): -1 for tp in self.tps}
         self._started.set()
@@ -340,8 +354,8 @@ class Consumer:
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         fault = self.group.commit_faults.popleft() if self.group.commit_faults else ""
-        if self.phase in ("joining", "new"):
-            self.group.wrong.append(f"a commit while {self.phase}: {offsets}")
+        if self.phase in ("joining", "new") or self.refused:
+            self.group.wrong.append(f"a commit while {self.phase}, {self.refused=}: {offsets}")
             raise CommitFailedError
         match fault:
             case "error":
@@ -351,6 +365,7 @@ class Consumer:
             case "slow":
                 await asyncio.sleep(4)
         if self.phase not in ("owning", "revoking"):
+            self.refused = True
             raise CommitFailedError
         for tp, offset in offsets.items():
             partition = (tp.topic, tp.partition)
@@ -497,9 +512,9 @@ class Member:
 _member: ContextVar[Member] = ContextVar("member")
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=200)
 def configured(
-    max_calls: int, concurrency: str, suppress_for: str, merge: str, *, sites: bool
+    max_calls: int, concurrency: str, suppress_for: str, merge: str, interval: str, *, sites: bool
 ) -> Config:
     variables = {
         "segment__write_key": KEYS["1"],
@@ -511,6 +526,7 @@ def configured(
         "transform__drop_events": "secret",
         "flush__max_calls": str(max_calls),
         "flush__concurrency": concurrency,
+        "flush__interval": interval,
         "aggregate__suppress_for": suppress_for,
         "aggregate__identify": merge,
         "aggregate__group": merge,
@@ -525,7 +541,7 @@ def configured(
 @lru_cache(maxsize=1)
 def transform() -> Transform:
     """Compiled once: what the machine chooses is none of the mapping's business."""
-    return make_transform(configured(2, "1", "0s", "true", sites=False), KEYS["1"], Hooks())
+    return make_transform(configured(2, "1", "0s", "true", "1s", sites=False), KEYS["1"], Hooks())
 
 
 @asynccontextmanager
@@ -544,6 +560,8 @@ class AnyWorld(RuleBasedStateMachine):
         sites=st.booleans(),
         stretches=st.booleans(),
         memory=st.sampled_from([None, None, 15_000]),
+        interval=st.sampled_from(["100ms", "1s"]),
+        join_seconds=st.sampled_from([0.0, 2.0]),
     )
     def begin(
         self,
@@ -555,8 +573,10 @@ class AnyWorld(RuleBasedStateMachine):
         sites: bool,
         stretches: bool,
         memory: int | None,
+        interval: str,
+        join_seconds: float,
     ) -> None:
-        self.config = configured(max_calls, concurrency, suppress_for, merge, sites=sites)
+        self.config = configured(max_calls, concurrency, suppress_for, merge, interval, sites=sites)
         self.sites = sites
         self.memory = memory
         self.loop = VirtualTimeLoop()
@@ -565,15 +585,16 @@ class AnyWorld(RuleBasedStateMachine):
         self.members: list[Member] = []
         self.ended: list[Member] = []
         self.background: set[asyncio.Task[None]] = set()
-        self.group = Group()
+        self.group = Group(join_seconds)
         self.world = World()
         self.stack = ExitStack()
         self.lines = self.stack.enter_context(capture_logs())
         world, loop = self.world, self.loop
 
         def consumer(**_: object) -> Consumer:
-            made = _member.get().consumer = Consumer(self.group)
-            return made
+            member = _member.get()
+            member.consumer = Consumer(self.group, member)
+            return member.consumer
 
         for module, name, fake in [
             (pipeline_module, "Segment", lambda *_, **__: Transport(world, _member.get())),
@@ -603,8 +624,8 @@ class AnyWorld(RuleBasedStateMachine):
 
     # --- Kafka ---
 
-    @rule(drawn=st.lists(_events, min_size=1, max_size=4))
-    def produce(self, drawn: list[dict[str, Any]]) -> None:
+    @rule(drawn=st.lists(_events, min_size=1, max_size=4), pause=_pauses)
+    def produce(self, drawn: list[dict[str, Any]], pause: float) -> None:
         for one in drawn:
             self.number += 1
             user, kind = one["user"], one["kind"]
@@ -618,6 +639,7 @@ class AnyWorld(RuleBasedStateMachine):
             )  # fmt: skip
             self.append(user, value[:-3] if kind == "broken" else value)
         self.call(self.group.produced)
+        self.wait(pause)
 
     def append(self, user: str, value: bytes | None) -> None:
         log = self.group.logs[partition_of(user)]
@@ -696,9 +718,10 @@ class AnyWorld(RuleBasedStateMachine):
 
         self.run(evicting())
 
-    @rule()
-    def rebalance(self) -> None:
+    @rule(pause=_pauses)
+    def rebalance(self, pause: float) -> None:
         self.call(self.group.rebalance)
+        self.wait(pause)
 
     @rule(faults=st.lists(st.sampled_from(["error", "hangs", "slow", "lost"]), min_size=1, max_size=3))
     def commits_fail(self, faults: list[str]) -> None:
@@ -731,14 +754,19 @@ class AnyWorld(RuleBasedStateMachine):
         self.world.states[KEYS[site]] = state
 
     @precondition(lambda self: self.world.held)
-    @rule(data=st.data(), answer=st.sampled_from(["", "", "", "503", "429", "lost"]))
-    def answer(self, data: st.DataObject, answer: str) -> None:
+    @rule(
+        data=st.data(), answer=st.sampled_from(["", "", "", "503", "429", "lost"]), pause=_pauses
+    )
+    def answer(self, data: st.DataObject, answer: str, pause: float) -> None:
         held = self.world.held
         future = held[data.draw(st.integers(0, len(held) - 1), label="request")]
         if not future.done():
             self.call(future.set_result, answer)
+        self.wait(pause)
 
-    @rule(faults=st.lists(st.sampled_from(["part", "fails", "hangs"]), min_size=1, max_size=3))
+    @rule(
+        faults=st.lists(st.sampled_from(["part", "fails", "hangs", "hangs"]), min_size=1, max_size=3)
+    )
     def letters_fail(self, faults: list[str]) -> None:
         self.world.sink_faults += faults
 
@@ -752,7 +780,7 @@ class AnyWorld(RuleBasedStateMachine):
 
         self.run(turning())
 
-    @rule(seconds=st.sampled_from([0.06, 0.3, 1.01, 1.1, 2.5, 6.0, 32.0]))
+    @rule(seconds=_pauses | st.sampled_from([6.0, 32.0]))
     def wait(self, seconds: float) -> None:
         self.run(asyncio.sleep(seconds))
 
@@ -847,9 +875,10 @@ class AnyWorld(RuleBasedStateMachine):
             if sys.exc_info()[0] is None:  # else it is the step that is to be told of
                 self.finish()
         finally:
-            for task in asyncio.all_tasks(self.loop):
-                task.cancel()
-                self.loop.run_until_complete(asyncio.wait({task}))
+            while tasks := asyncio.all_tasks(self.loop):  # what is cancelled may begin others
+                for task in tasks:
+                    task.cancel()
+                self.loop.run_until_complete(asyncio.wait(tasks))
             self.stack.close()
             self.loop.close()
 
@@ -881,7 +910,10 @@ class AnyWorld(RuleBasedStateMachine):
             self.call(group.produced)
         assert group.committed == ends
         for member in self.members:
-            assert member.pipeline.account.in_flight == 0
+            pipeline = member.pipeline
+            assert pipeline.account.in_flight == 0
+            digests = pipeline._generation.digests if pipeline._generation else ()
+            assert pipeline._budget.used == DIGEST_BYTES * len(digests), "at rest nothing else is held"
             member.stop.set()
         self.run(asyncio.sleep(30))
         self.check()
