@@ -17,10 +17,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self
 from unittest.mock import patch
 
 import orjson
+import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, KafkaError
 from hypothesis import HealthCheck, settings
@@ -157,9 +158,7 @@ _pauses = st.sampled_from([0.0, 0.06, 0.3, 1.01, 2.5])
 
 @lru_cache(maxsize=2)
 def interpreter(key: str) -> Interpreter:
-    return Interpreter(
-        key, default_mapping(), GROUPS, BUILTIN_CALLBACKS, drop_events=["secret"]
-    )
+    return Interpreter(key, default_mapping(), GROUPS, BUILTIN_CALLBACKS, drop_events=["secret"])
 
 
 # --- Kafka ------------------------------------------------------------------------------------------
@@ -430,7 +429,7 @@ class Transport:
         self.world = world
         self.member = member
 
-    async def __aenter__(self) -> Transport:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -581,7 +580,9 @@ class AnyWorld(RuleBasedStateMachine):
         self.memory = memory
         self.loop = VirtualTimeLoop()
         self.number = 0
-        self.spoilt: set[Any] = set()  # users and groups of users of whom nobody can say where they end
+        self.spoilt: set[Any] = (
+            set()
+        )  # users and groups of users of whom nobody can say where they end
         self.members: list[Member] = []
         self.ended: list[Member] = []
         self.background: set[asyncio.Task[None]] = set()
@@ -653,7 +654,9 @@ class AnyWorld(RuleBasedStateMachine):
     def produce_again(self, data: st.DataObject) -> None:
         """A producer has sent a record twice: the same bytes, behind what came since then."""
         logs = self.group.logs.values()
-        old = data.draw(st.sampled_from([one for log in logs for one in log.records]), label="record")
+        old = data.draw(
+            st.sampled_from([one for log in logs for one in log.records]), label="record"
+        )
         log = self.group.logs[old.partition]
         log.records.append(Record(old.partition, log.end, old.value, old.expected))
         log.end += 1
@@ -723,7 +726,9 @@ class AnyWorld(RuleBasedStateMachine):
         self.call(self.group.rebalance)
         self.wait(pause)
 
-    @rule(faults=st.lists(st.sampled_from(["error", "hangs", "slow", "lost"]), min_size=1, max_size=3))
+    @rule(
+        faults=st.lists(st.sampled_from(["error", "hangs", "slow", "lost"]), min_size=1, max_size=3)
+    )
     def commits_fail(self, faults: list[str]) -> None:
         self.group.commit_faults += faults
 
@@ -754,9 +759,7 @@ class AnyWorld(RuleBasedStateMachine):
         self.world.states[KEYS[site]] = state
 
     @precondition(lambda self: self.world.held)
-    @rule(
-        data=st.data(), answer=st.sampled_from(["", "", "", "503", "429", "lost"]), pause=_pauses
-    )
+    @rule(data=st.data(), answer=st.sampled_from(["", "", "", "503", "429", "lost"]), pause=_pauses)
     def answer(self, data: st.DataObject, answer: str, pause: float) -> None:
         held = self.world.held
         future = held[data.draw(st.integers(0, len(held) - 1), label="request")]
@@ -765,7 +768,9 @@ class AnyWorld(RuleBasedStateMachine):
         self.wait(pause)
 
     @rule(
-        faults=st.lists(st.sampled_from(["part", "fails", "hangs", "hangs"]), min_size=1, max_size=3)
+        faults=st.lists(
+            st.sampled_from(["part", "fails", "hangs", "hangs"]), min_size=1, max_size=3
+        )
     )
     def letters_fail(self, faults: list[str]) -> None:
         self.world.sink_faults += faults
@@ -793,7 +798,8 @@ class AnyWorld(RuleBasedStateMachine):
         place = (record.partition[1], record.offset)
         if isinstance(record.expected, Reason):
             return any(
-                (one.kind, one.partition, one.offset, one.reason) == ("record", *place, record.expected)
+                (one.kind, one.partition, one.offset, one.reason)
+                == ("record", *place, record.expected)
                 for one in self.world.letters
             )
         if not (record.main in self.world.judge._accepted or record.main in self.letter_ids()):
@@ -833,7 +839,9 @@ class AnyWorld(RuleBasedStateMachine):
                 record = log.records[log.settled]
                 if record.offset >= max(said):
                     break
-                assert self.settled(record), f"{record} isn't settled, and {max(said)} is committable"
+                assert self.settled(record), (
+                    f"{record} isn't settled, and {max(said)} is committable"
+                )
                 log.settled += 1
 
     @invariant()
@@ -913,7 +921,9 @@ class AnyWorld(RuleBasedStateMachine):
             pipeline = member.pipeline
             assert pipeline.account.in_flight == 0
             digests = pipeline._generation.digests if pipeline._generation else ()
-            assert pipeline._budget.used == DIGEST_BYTES * len(digests), "at rest nothing else is held"
+            assert pipeline._budget.used == DIGEST_BYTES * len(digests), (
+                "at rest nothing else is held"
+            )
             member.stop.set()
         self.run(asyncio.sleep(30))
         self.check()
@@ -951,8 +961,7 @@ class AnyWorld(RuleBasedStateMachine):
             for line in judge.lines
             if line.fate == "accepted" and line.type in ("page", "track")
         )
-        assert accepted.keys() - mains == set(), [line for line in judge.lines if line.message_id in accepted.keys() - mains]
-        assert mains - accepted.keys() == set()
+        assert accepted.keys() == mains
         assert set(accepted.values()) <= {1}
         assert self.letter_ids() >= refused
         for user, traits in users.items():
@@ -968,10 +977,12 @@ async def reachable(*_: object) -> None:
     """Say that nothing keeps anybody from the broker."""
 
 
-TestAnyWorld = cast("Any", AnyWorld.TestCase)
+TestAnyWorld = pytest.mark.timeout(600)(
+    AnyWorld.TestCase
+)  # to shrink a story may take some minutes
 TestAnyWorld.settings = settings(
     deadline=None,
-    max_examples=40,
+    max_examples=60,
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow],
 )
