@@ -210,6 +210,13 @@ class AnyCalls(RuleBasedStateMachine):
             self.kept.append(Kept(size, kind, held, record))
             self.touched.add(held)
 
+    @rule(over=st.sampled_from([0, 1]), kind=st.integers(0, 3), number=_chunks, record=_records)
+    def add_to_the_last_byte(self, over: int, kind: int, number: int, record: int) -> None:
+        """A call that fills the batch to the byte, or that is one byte too large for that."""
+        left = self.limits.max_bytes - len(self.open.body(SENT_AT)) - (1 if self.kept else 0)
+        if left >= 8:
+            self.add(left + over, kind, number, record)
+
     @precondition(lambda self: any(one.kind not in MAIN_TYPES for one in self.kept))
     @rule(data=st.data(), size=_sizes, number=_chunks, record=_records)
     def merge(self, data: st.DataObject, size: int, number: int, record: int) -> None:
