@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from streamer.core.batch import ENVELOPE_BYTES, MAIN_TYPES, Ages, Batch, Limits
 from streamer.core.model import CALL_TYPES
@@ -147,102 +154,127 @@ def test_a_record_from_the_future_is_new() -> None:
     assert batch.ages(1000, [0.05, 1.0]) == Ages([2, 3], 3, 0.1)
 
 
-# --- against naive computations ---------------------------------------------------------------------
-
-steps = st.lists(
-    st.fixed_dictionaries(
-        {
-            "size": st.one_of(st.integers(8, 40), st.integers(8, 3_000)),
-            "kind": st.integers(0, 3),
-            "chunk": st.integers(0, 3),
-            "record": st.integers(0, 9),
-            "replace": st.booleans(),
-        }
-    ),
-    min_size=1,
-    max_size=40,
-)
+# --- any calls in any order, against naive computations ----------------------------------------------
 
 
-stamp = st.one_of(st.just(-1), st.integers(EPOCH_MS, EPOCH_MS + 200_000))
+@dataclass
+class Kept:
+    """A call as the model keeps it."""
+
+    size: int
+    kind: int
+    chunk: Chunk
+    record: int
 
 
-@settings(deadline=None)
-@given(
-    steps=steps,
-    stamps=st.lists(st.lists(stamp, min_size=10, max_size=10), min_size=4, max_size=4),
-    read_at=st.lists(st.floats(0, 1000), min_size=4, max_size=4),
-    max_calls=st.integers(1, 20),
-    max_bytes=st.integers(3_000 + ENVELOPE_BYTES, 12_000),
-    now_ms=st.integers(EPOCH_MS, EPOCH_MS + 200_000),
-    edges_ms=st.lists(st.integers(0, 200_000), max_size=6).map(sorted),
-    data=st.data(),
-)
-def test_after_any_appends_and_replacements_all_that_a_batch_says_is_so(
-    steps: list[dict[str, Any]],
-    stamps: list[list[int]],
-    read_at: list[float],
-    max_calls: int,
-    max_bytes: int,
-    now_ms: int,
-    edges_ms: list[int],
-    data: st.DataObject,
-) -> None:
-    chunks = [
-        chunk(partition=number, stamps=stamps[number], read_at=read_at[number])
-        for number in range(4)
-    ]
-    batch = Batch(Limits(max_calls, max_bytes))
-    kept: list[dict[str, Any]] = []
-    touched: set[Chunk] = set()
-    for step in steps:
-        body, held = call(step["size"]), chunks[step["chunk"]]
-        mergeable = [place for place, one in enumerate(kept) if one["kind"] not in MAIN_TYPES]
-        if step["replace"] and mergeable:
-            place = data.draw(st.sampled_from(mergeable))
-            if batch.size + len(body) - len(batch.calls[place]) > max_bytes:
-                continue
-            batch.replace(place, body, held, step["record"])
-            kept[place] |= {name: step[name] for name in ("size", "chunk", "record")}
-        else:
-            naive = len(batch.body(SENT_AT)) + len(body) + (1 if kept else 0)
-            room = batch.room(len(body))
-            assert (room == "bytes") == (naive > max_bytes)
-            assert (room is None) == (naive <= max_bytes and len(kept) < max_calls)
-            if room is not None:
-                continue
-            place = batch.append(body, step["kind"], held, step["record"])
-            assert place == len(kept)
-            kept.append(step)
-        touched.add(held)
-        assert len(batch.body(SENT_AT)) == batch.size <= max_bytes
-    assert len(batch) == len(kept) <= max_calls
-    assert batch.calls == [call(one["size"]) for one in kept]
-    assert [batch.chunks[number] for number in batch.chunk_numbers] == [
-        chunks[one["chunk"]] for one in kept
-    ]
-    assert list(batch.records) == [one["record"] for one in kept]
-    assert batch.oldest == min(one.read_at for one in touched)
-    mains = [one for one in kept if one["kind"] in MAIN_TYPES]
-    assert batch.mains == len(mains)
-    assert batch.read_sum == pytest.approx(sum(read_at[one["chunk"]] for one in mains))
-    assert [one.holders for one in chunks] == [2 if one in touched else 1 for one in chunks]
+_sizes = st.integers(8, 40) | st.integers(8, 3_000)
+_stamps = st.just(-1) | st.integers(EPOCH_MS, EPOCH_MS + 200_000)
+_chunks, _records = st.integers(0, 3), st.integers(0, 9)
 
-    start = data.draw(st.integers(0, len(kept) - 1))
-    stop = data.draw(st.integers(start + 1, len(kept)))
-    for piece in ((), (start, stop), (start, None)):
-        part = slice(*piece) if piece else slice(None)
-        sent = orjson.loads(batch.body(SENT_AT, *piece))
-        assert sent["batch"] == [orjson.loads(one) for one in batch.calls[part]]
-        kinds = [CALL_TYPES[one["kind"]] for one in kept[part]]
-        assert dict(batch.counts(*piece)) == {kind: kinds.count(kind) for kind in set(kinds)}
-        sent_mains = [one for one in kept[part] if one["kind"] in MAIN_TYPES]
-        of_mains = [stamps[one["chunk"]][one["record"]] for one in sent_mains]
-        ages_ms = [max(now_ms - stamp, 0) for stamp in of_mains if stamp >= 0]
-        ages = batch.ages(now_ms, [edge / 1000 for edge in edges_ms], *piece)
+
+class AnyCalls(RuleBasedStateMachine):
+    """One batch after the other: calls are added, merged and sent in parts, until it is settled."""
+
+    @initialize(
+        max_calls=st.integers(1, 12),
+        max_bytes=st.integers(3_000 + ENVELOPE_BYTES, 12_000),
+        stamps=st.lists(st.lists(_stamps, min_size=10, max_size=10), min_size=4, max_size=4),
+        read_at=st.lists(st.floats(0, 1000), min_size=4, max_size=4),
+    )
+    def begin(
+        self, max_calls: int, max_bytes: int, stamps: list[list[int]], read_at: list[float]
+    ) -> None:
+        self.limits = Limits(max_calls, max_bytes)
+        self.chunks = [
+            chunk(partition=number, stamps=stamps[number], read_at=read_at[number])
+            for number in range(4)
+        ]
+        self.batch()
+
+    def batch(self) -> None:
+        self.open = Batch(self.limits)
+        self.kept: list[Kept] = []
+        self.touched: set[Chunk] = set()
+
+    @rule(size=_sizes, kind=st.integers(0, 3), number=_chunks, record=_records)
+    def add(self, size: int, kind: int, number: int, record: int) -> None:
+        batch, held = self.open, self.chunks[number]
+        naive = len(batch.body(SENT_AT)) + size + (1 if self.kept else 0)
+        room = batch.room(size)
+        assert (room == "bytes") == (naive > self.limits.max_bytes)
+        assert (room is None) == (
+            naive <= self.limits.max_bytes and len(self.kept) < self.limits.max_calls
+        )
+        if room is None:
+            assert batch.append(call(size), kind, held, record) == len(self.kept)
+            self.kept.append(Kept(size, kind, held, record))
+            self.touched.add(held)
+
+    @rule(over=st.sampled_from([0, 1]), kind=st.integers(0, 3), number=_chunks, record=_records)
+    def add_to_the_last_byte(self, over: int, kind: int, number: int, record: int) -> None:
+        """A call that fills the batch to the byte, or that is one byte too large for that."""
+        left = self.limits.max_bytes - len(self.open.body(SENT_AT)) - (1 if self.kept else 0)
+        if left >= 8:
+            self.add(left + over, kind, number, record)
+
+    @precondition(lambda self: any(one.kind not in MAIN_TYPES for one in self.kept))
+    @rule(data=st.data(), size=_sizes, number=_chunks, record=_records)
+    def merge(self, data: st.DataObject, size: int, number: int, record: int) -> None:
+        places = [place for place, one in enumerate(self.kept) if one.kind not in MAIN_TYPES]
+        place = data.draw(st.sampled_from(places), label="place")
+        old = self.kept[place]
+        if self.open.size + size - old.size <= self.limits.max_bytes:  # as a lane sees to it
+            held = self.chunks[number]
+            self.open.replace(place, call(size), held, record)
+            self.kept[place] = Kept(size, old.kind, held, record)
+            self.touched.add(held)
+
+    @precondition(lambda self: self.kept)
+    @rule(
+        data=st.data(),
+        now_ms=st.integers(EPOCH_MS, EPOCH_MS + 200_000),
+        edges_ms=st.lists(st.integers(0, 200_000), max_size=6).map(sorted),
+    )
+    def send_a_part(self, data: st.DataObject, now_ms: int, edges_ms: list[int]) -> None:
+        batch = self.open
+        start = data.draw(st.integers(0, len(self.kept) - 1), label="start")
+        stop = data.draw(st.none() | st.integers(start + 1, len(self.kept)), label="stop")
+        kept = self.kept[start:stop]
+        sent = orjson.loads(batch.body(SENT_AT, start, stop))
+        assert sent["batch"] == [orjson.loads(call(one.size)) for one in kept]
+        kinds = [CALL_TYPES[one.kind] for one in kept]
+        assert dict(batch.counts(start, stop)) == {kind: kinds.count(kind) for kind in set(kinds)}
+        stamps = [one.chunk.timestamps[one.record] for one in kept if one.kind in MAIN_TYPES]
+        ages_ms = [max(now_ms - stamp, 0) for stamp in stamps if stamp >= 0]
+        ages = batch.ages(now_ms, [edge / 1000 for edge in edges_ms], start, stop)
         assert ages.at_most == [sum(age <= edge for age in ages_ms) for edge in edges_ms]
         assert ages.count == len(ages_ms)
         assert ages.total_seconds == pytest.approx(sum(ages_ms) / 1000)
 
-    batch.let_go()
-    assert [one.holders for one in chunks] == [1] * 4
+    @rule()
+    def settle(self) -> None:
+        self.open.let_go()
+        assert [one.holders for one in self.chunks] == [1] * 4
+        self.batch()
+
+    @invariant()
+    def it_has_what_was_added(self) -> None:
+        batch, kept = self.open, self.kept
+        assert len(batch) == len(kept) <= self.limits.max_calls
+        if kept:
+            assert len(batch.body(SENT_AT)) == batch.size <= self.limits.max_bytes
+        assert batch.calls == [call(one.size) for one in kept]
+        assert [batch.chunks[number] for number in batch.chunk_numbers] == [
+            one.chunk for one in kept
+        ]
+        assert list(batch.records) == [one.record for one in kept]
+        assert batch.oldest == min((one.read_at for one in self.touched), default=float("inf"))
+        mains = [one for one in kept if one.kind in MAIN_TYPES]
+        assert batch.mains == len(mains)
+        assert batch.read_sum == pytest.approx(sum(one.chunk.read_at for one in mains))
+        for one in self.chunks:
+            assert one.holders == (2 if one in self.touched else 1)
+
+
+TestAnyCalls = AnyCalls.TestCase
+TestAnyCalls.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)
