@@ -1,8 +1,9 @@
 """Sends the batches of every lane: slots, attempts, retries, bisection.
 
 A slot is a concurrency permit, a rate token and a lane whose destination may be asked. Slots go to the lane with the
-oldest call. With none free nothing closes for its age: batches go on filling, so pressure makes them larger instead of
-more. A batch that has to be tried again goes back to its lane and takes a slot like any other.
+oldest call; destinations of which nobody knows whether they deliver have others than those that do. With none free
+nothing closes for its age: batches go on filling, so pressure makes them larger instead of more. A batch that has to be
+tried again goes back to its lane and takes a slot like any other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import random
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum
+from heapq import heappop, heappush
+from itertools import count, islice
 from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import structlog
@@ -37,6 +41,11 @@ _NEVER = float("inf")
 _TOO_MUCH = {"rate_limited", "timeout"}  # the reasons to retry that ask for fewer requests
 _SAY_AGAIN = 600.0
 _REMEMBERED = 1000  # so many destinations that are held outlive their lanes: keys may come from what visitors send
+_DOUBTFUL = (
+    192  # so many requests may be under way beside the limit, one each of keys that may not deliver
+)
+_PATIENCE = 1.0  # seconds; a request without an answer for longer, and for so many times as long as others take, ...
+_SLOWER = 4.0  # ... is no reason to let others wait
 _BODY_FACTOR = 1.5  # a body and its compressed copy, in bytes of the body
 _PROBED_BATCHES = 8  # so many batches are closed to be probes; with more, pressure would no longer make batches larger
 _UNPROVEN = " (for segment.max_hold; nothing else was accepted, so the destination may be at fault)"
@@ -116,7 +125,16 @@ class Pace(TypedDict):
     interval_seconds: float
 
 
-@dataclass(slots=True)
+class _Class(Enum):
+    """What is known of a destination, for the sharing out of slots."""
+
+    PROVEN = "delivered last"
+    DOUBTFUL = "new, failed last, or leaves a request unanswered"
+    ASKED = "doubtful, and a request is under way"
+    HELD = "doesn't flow"
+
+
+@dataclass(slots=True, eq=False)
 class _Route:
     """A lane with what delivery knows of it.
 
@@ -124,6 +142,7 @@ class _Route:
         bisection: judges what Segment refuses of it.
         refusal: what Segment said when it last refused something.
         alone_since: since when its destination is held while others deliver, in seconds; infinity while that isn't so.
+        place: the queue in which it waits for a slot, and since when; or None and when to look again. In seconds.
     """
 
     lane: Lane
@@ -131,6 +150,24 @@ class _Route:
     bisection: Bisection
     refusal: str = ""
     alone_since: float = _NEVER
+    place: tuple[_Class | None, float] | None = None
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """A request that is under way.
+
+    Attributes:
+        route: its lane's.
+        permit: its destination's.
+        started: when, in seconds.
+        regular: whether it has one of the slots for destinations that deliver.
+    """
+
+    route: _Route
+    permit: Permit
+    started: float
+    regular: bool
 
 
 class Delivery:
@@ -171,8 +208,18 @@ class Delivery:
         self._concurrency = Concurrency(concurrency, self._jitter)
         self._routes: dict[Lane, _Route] = {}
         self._witnesses = Witnesses()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._probing = 0
+        self._attempts: dict[asyncio.Task[None], _Attempt] = {}
+        self._regular = self._doubtful = self._probing = (
+            0  # requests under way, by whose slots they have
+        )
+        self._proven: set[Destination] = set()
+        self._latency = 0.0
+        # Who waits: a change of a lane is looked at once, however many lanes there are.
+        self._unseen: dict[_Route, None] = {}  # a set in order
+        self._queues: dict[_Class, list[tuple[float, int, _Route]]] = {kind: [] for kind in _Class}
+        self._timers: list[tuple[float, int, _Route]] = []
+        self._numbers = count()
+        self._spent = False
         self._wake = asyncio.Event()
         self._progress = asyncio.Event()
         self._closing: str | None = None
@@ -196,7 +243,7 @@ class Delivery:
         self._rate = RateLimit(max_requests_per_second)
         if concurrency != self._concurrency.fixed:
             self._concurrency = Concurrency(concurrency, self._jitter)
-        self._wake.set()
+        self.notify()
 
     def begin(self, lane: Lane, name: str = "") -> None:
         """Take a lane in.
@@ -206,10 +253,12 @@ class Delivery:
             name: what a person calls its destination.
         """
         destination = self.destinations.setdefault(lane.write_key, Destination(name))
-        self._routes[lane] = _Route(lane, destination, Bisection(self._max_hold))
+        route = self._routes[lane] = _Route(lane, destination, Bisection(self._max_hold))
+        self._note(route)
 
     def notify(self) -> None:
-        """Look at the lanes: something was added to one."""
+        """Look at all lanes: something was added, or holds for all."""
+        self._unseen.update(dict.fromkeys(self._routes.values()))
         self._wake.set()
 
     async def run(self) -> None:
@@ -219,11 +268,14 @@ class Delivery:
             ExceptionGroup: a bug; what is expected of a request is an Outcome.
         """
         clock = asyncio.get_running_loop().time
+        looked, give_up_at = -_NEVER, _NEVER
         async with asyncio.TaskGroup() as group:
             while True:
                 self._wake.clear()
                 now = clock()
-                due = min(self._give_up(now), self._start(group, now))
+                if now >= min(give_up_at, looked + 1.0):  # it looks at every lane
+                    looked, give_up_at = now, self._give_up(now)
+                due = min(give_up_at, self._start(group, now))
                 try:
                     async with asyncio.timeout_at(None if due == _NEVER else due):
                         await self._wake.wait()
@@ -248,6 +300,7 @@ class Delivery:
                 route.bisection.hurry(clock())
         try:
             async with asyncio.timeout_at(deadline):
+                self.notify()
                 while any(self._hopeful(route, deadline) for route in self._routes.values()):
                     self._progress.clear()
                     self._wake.set()
@@ -256,15 +309,20 @@ class Delivery:
             pass
         finally:
             self._closing = None
+            self.notify()
         return all(lane.idle for lane in self._routes)
 
     async def end(self) -> None:
         """Forget every lane, and cancel what is being sent of them; of their destinations, those that flow."""
         self._routes.clear()
         self._witnesses.clear()
+        for queue in (self._timers, *self._queues.values()):
+            queue.clear()
+        self._unseen.clear()
+        self._proven.clear()
         held = [(key, one) for key, one in self.destinations.items() if not one.flowing]
         self.destinations = dict(held[-_REMEMBERED:])
-        tasks = list(self._tasks)
+        tasks = list(self._attempts)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -277,37 +335,113 @@ class Delivery:
         Returns:
             When to look again, in seconds; infinity for when something happens.
         """
-        while self.in_flight < self.concurrency:
-            due = _NEVER
-            best: tuple[_Route, Batch] | None = None
-            best_since = _NEVER
-            for route in self._routes.values():
-                batch, at = self._next(route, now)
-                due = min(due, at)
-                if batch is None:
-                    continue
-                # A lane that is held waits since the end of its pause, so that each gets its turn.
-                since = max(
-                    batch.oldest, 0.0 if route.destination.flowing else route.destination.until
-                )
-                if since < best_since:
-                    best, best_since = (route, batch), since
-            if best is None:
-                self._concurrency.binds(now, binding=False)
-                return due
+        spent = any(lane.share.spent for lane in islice(self._routes, 1))  # they share one budget
+        if spent != self._spent:
+            self._spent = spent
+            self._unseen.update(dict.fromkeys(self._routes.values()))
+        while self._timers and self._timers[0][0] <= now:
+            at, _, route = heappop(self._timers)
+            if route.place == (None, at):
+                route.place = None
+                self._unseen[route] = None
+        while self._unseen:
+            self._look(self._unseen.popitem()[0], now)
+        due = self._timers[0][0] if self._timers else _NEVER
+        waits = False
+        while (chosen := self._turn()) is not None:
             token = self._rate.ready_at(now)
             if token > now:
-                self._concurrency.binds(now, binding=False)
-                return token
-            self._rate.take(now)
-            self._attempt(group, *best, now)
-        if self._concurrency.adapts:
-            waits = any(
-                route.destination.flowing and self._next(route, now)[0] is not None
-                for route in self._routes.values()
-            )
-            self._concurrency.binds(now, binding=waits)
-        return _NEVER  # an attempt that ends wakes us
+                due = min(due, token)
+                break
+            batch, _ = self._next(chosen, now)
+            if batch is not None:  # a batch that closed for memory may have been enough
+                self._rate.take(now)
+                self._attempt(group, chosen, batch, now)
+            self._look(chosen, now)
+        else:
+            waits = self._head(_Class.PROVEN if self._proven else _Class.ASKED) is not None
+        self._concurrency.binds(now, binding=waits)
+        return min(due, self._doubt(now) if waits else _NEVER)  # or an attempt that ends wakes us
+
+    def _look(self, route: _Route, now: float) -> None:
+        """Put a lane into the queue in which it belongs, or note when to look at it again."""
+        destination, kind = route.destination, None
+        batch, since = self._next(route, now)
+        if batch is not None:
+            since = batch.oldest
+            if not destination.flowing:
+                kind = _Class.HELD
+                since = max(since, destination.until)  # so that each gets its turn
+            elif destination.proven:
+                kind = _Class.PROVEN
+            else:
+                kind = _Class.ASKED if destination.attempts else _Class.DOUBTFUL
+        if route.place == (kind, since):
+            return
+        route.place = kind, since
+        if since < _NEVER:
+            queue = self._timers if kind is None else self._queues[kind]
+            heappush(queue, (since, next(self._numbers), route))
+
+    def _head(self, kind: _Class) -> tuple[float, int, _Route] | None:
+        """Give who waits longest of a class."""
+        queue = self._queues[kind]
+        while queue and queue[0][2].place != (kind, queue[0][0]):
+            heappop(queue)  # it belongs elsewhere by now
+        return queue[0] if queue else None
+
+    def _turn(self) -> _Route | None:
+        """Say whose turn it is: of those that wait for a slot and may have one, who waits longest."""
+        limit = self.concurrency
+        may_have_one = {
+            _Class.PROVEN: self._regular < limit,
+            _Class.DOUBTFUL: self._doubtful < _DOUBTFUL,
+            _Class.ASKED: not self._proven
+            and self.in_flight < limit,  # nobody else has a use for the slot
+            _Class.HELD: self._probing < max(1, limit // 4),
+        }
+        heads = [self._head(kind) for kind, may in may_have_one.items() if may]
+        waiting = [head for head in heads if head is not None]
+        return min(waiting)[2] if waiting else None
+
+    def _doubt(self, now: float) -> float:
+        """Doubt destinations that leave requests unanswered for long: their slots are for who waits.
+
+        Returns:
+            When to look again, in seconds; infinity for when something happens.
+        """
+        patience = max(_PATIENCE, _SLOWER * self._latency)
+        for attempt in self._attempts.values():  # the one that was started first, first
+            destination, overdue_at = attempt.route.destination, attempt.started + patience
+            if not attempt.regular or destination.delivered_at > attempt.started:
+                continue
+            if self._proven <= {destination}:
+                continue  # there is nobody else
+            if self._doubtful >= _DOUBTFUL:
+                return _NEVER
+            if now < overdue_at:
+                return overdue_at
+            attempt.regular = False
+            self._regular -= 1
+            self._doubtful += 1
+            destination.doubt(now)
+            self._note(attempt.route)
+            self._wake.set()
+        return _NEVER
+
+    def _note(self, route: _Route) -> None:
+        """Note whether a destination is proven, after what it did; and that its lane has to be looked at."""
+        destination = route.destination
+        if destination.proven and destination not in self._proven:
+            self._proven.add(destination)
+            for attempt in self._attempts.values():
+                if attempt.route is route and not attempt.regular:
+                    attempt.regular = True
+                    self._regular += 1
+                    self._doubtful -= 1
+        elif not destination.proven:
+            self._proven.discard(destination)
+        self._unseen[route] = None
 
     def _next(self, route: _Route, now: float) -> tuple[Batch | None, float]:
         """Choose the lane's next batch: a closed one, or the open one if it should close now.
@@ -316,8 +450,6 @@ class Delivery:
             The batch, None if there is none now; and then when to look again (infinity: when something happens).
         """
         lane, destination = route.lane, route.destination
-        if not destination.flowing and self._probing >= max(1, self.concurrency // 4):
-            return None, _NEVER
         if not destination.may_start(now):
             return None, _NEVER if destination.attempts else destination.until
         waiting = [batch for batch in lane.ready if not route.bisection.blocked(batch)]
@@ -408,20 +540,26 @@ class Delivery:
         witness = self._witnesses.of(lane, now)
         probes = destination.state is State.MISCONFIGURED
         piece = route.bisection.take(batch, probes=probes, witness=witness is not None)
-        permit = destination.start()
+        attempt = _Attempt(route, destination.start(), now, regular=destination.proven)
         self.in_flight += 1
-        self._probing += permit.probe
+        self._regular += attempt.regular
+        self._doubtful += not attempt.regular
+        self._probing += attempt.permit.probe
         lane.in_flight += 1
-        task = group.create_task(self._send(route, batch, piece, witness, permit))
-        self._tasks.add(task)
+        task = group.create_task(self._send(attempt, batch, piece, witness))
+        self._attempts[task] = attempt
 
         def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
+            del self._attempts[task]
             if task.cancelled():  # perhaps before its first step
                 destination.abandon()
             self.in_flight -= 1
-            self._probing -= permit.probe
+            self._regular -= attempt.regular
+            self._doubtful -= not attempt.regular
+            self._probing -= attempt.permit.probe
             lane.in_flight -= 1
+            if lane in self._routes:
+                self._note(route)
             self._wake.set()
             self._progress.set()
             self._handler.progressed()
@@ -442,14 +580,10 @@ class Delivery:
             )
 
     async def _send(
-        self,
-        route: _Route,
-        batch: Batch,
-        piece: Piece | None,
-        witness: bytes | None,
-        permit: Permit,
+        self, attempt: _Attempt, batch: Batch, piece: Piece | None, witness: bytes | None
     ) -> None:
         """Make an attempt at a part of a batch; at the witness, a call of the lane's past, if there is no part."""
+        route, permit = attempt.route, attempt.permit
         lane = route.lane
         clock = asyncio.get_running_loop().time
         started = clock()
@@ -470,11 +604,12 @@ class Delivery:
         if piece is not None:
             self._handler.answered(batch, piece, answer)
         outcome = answer.outcome
-        self._learn(route.destination, permit, outcome, len(body), started, now)
+        self._learn(attempt, outcome, len(body), now)
         if route.destination.finish(permit, outcome, now, self._jitter()):
             _log_state(route.destination)
         if lane not in self._routes:
             return  # its generation has ended: what completes late counts nowhere
+        self._note(route)
         if piece is not None and not isinstance(outcome, Delivered):
             batch.tries += 1
         match outcome:
@@ -496,21 +631,17 @@ class Delivery:
                 batch.failures = 0
                 self._refused(route, batch, piece, outcome, now)
 
-    def _learn(
-        self,
-        destination: Destination,
-        permit: Permit,
-        outcome: Outcome,
-        size: int,
-        started: float,
-        now: float,
-    ) -> None:
-        """Tell the limit what came of an attempt; nothing of a destination that is held moves it."""
-        if permit.probe:
+    def _learn(self, attempt: _Attempt, outcome: Outcome, size: int, now: float) -> None:
+        """Tell the limit what came of an attempt, but of a destination that is held, or alone in failing."""
+        destination, seconds = attempt.route.destination, now - attempt.started
+        delivered = isinstance(outcome, Delivered)
+        if delivered:
+            self._latency += (seconds - self._latency) / 8 if self._latency else seconds
+        if attempt.permit.probe or not (attempt.regular or self._proven <= {destination}):
             return
-        self._concurrency.ended(now, size if isinstance(outcome, Delivered) else 0)
+        self._concurrency.ended(now, size if delivered else 0)
         if destination.flowing and isinstance(outcome, Retry) and outcome.reason in _TOO_MUCH:
-            self._concurrency.overloaded(now, started, destination.attempts)
+            self._concurrency.overloaded(now, attempt.started, destination.attempts)
 
     def _delivered(
         self,

@@ -92,8 +92,8 @@ class Destination:
     """
 
     __slots__ = (
-        "_epoch", "_failures", "_most", "attempts", "delivered_at", "held_since", "name", "reason", "since", "state",
-        "until",
+        "_doubted_at", "_epoch", "_failures", "_most", "attempts", "delivered_at", "held_since", "name", "reason",
+        "since", "state", "until",
     )  # fmt: skip
 
     def __init__(self, name: str = "") -> None:
@@ -106,6 +106,7 @@ class Destination:
         self.delivered_at = -_UNBOUNDED
         self.attempts = 0
         self._failures = 0
+        self._doubted_at = -_UNBOUNDED
         self._epoch = 0
         self._most = _UNBOUNDED  # requests side by side, while it flows
 
@@ -113,6 +114,15 @@ class Destination:
     def flowing(self) -> bool:
         """Whether requests go out side by side."""
         return self.state is State.FLOWING
+
+    @property
+    def proven(self) -> bool:
+        """Whether it flows, and the last that is known of it is that it delivered."""
+        return self.flowing and not self._failures and self.delivered_at > self._doubted_at
+
+    def doubt(self, now: float) -> None:
+        """Count as not proven until it delivers again: at `now`, in seconds, an answer was long overdue."""
+        self._doubted_at = now
 
     def may_start(self, now: float) -> bool:
         """Whether an attempt may be made now: one at a time while it is held, a growing number once it flows again."""
