@@ -23,7 +23,7 @@ from streamer.core.limiter import Concurrency, RateLimit
 from streamer.core.model import Delivered, Misconfigured, Reason, Refused, Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from streamer.core.aggregate import Lane
     from streamer.core.batch import Batch
@@ -154,6 +154,7 @@ class Delivery:
         concurrency, max_requests_per_second, interval_seconds: see `Pace`.
         max_hold_seconds: how long a batch waits for a destination that is held while others deliver; then its calls
             become dead letters.
+        may_send: says whether what is in the lanes is still this process's to send; `notify` when it is again.
         jitter: gives random numbers from 0 to 1.
     """
 
@@ -167,11 +168,13 @@ class Delivery:
         max_requests_per_second: float,
         interval_seconds: float,
         max_hold_seconds: float = _NEVER,
+        may_send: Callable[[], bool] = lambda: True,
         jitter: random.Random | None = None,
     ) -> None:
         self.interval_seconds = interval_seconds
         self._max_hold = max_hold_seconds
         self._say_given_up_at = 0.0
+        self._may_send = may_send
         self.in_flight = 0
         self.destinations: dict[str, Destination] = {}
         self._transport = transport
@@ -233,7 +236,11 @@ class Delivery:
             while True:
                 self._wake.clear()
                 now = clock()
-                due = min(self._give_up(now), self._start(group, now))
+                due = _NEVER
+                if self._may_send():
+                    due = min(self._give_up(now), self._start(group, now))
+                else:
+                    self._concurrency.binds(now, binding=False)
                 try:
                     async with asyncio.timeout_at(None if due == _NEVER else due):
                         await self._wake.wait()
@@ -646,6 +653,8 @@ class Delivery:
             return False
         if lane.in_flight:
             return True
+        if not self._may_send():
+            return False
         if not destination.flowing and destination.until >= deadline:
             return False
         return lane.open is not None or any(batch.not_before < deadline for batch in lane.ready)
