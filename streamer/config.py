@@ -436,6 +436,7 @@ class KafkaSettings(_Section):
         topic_pattern: reads every topic whose name this regular expression matches from its start.
         group_id: the consumer group; its members share the partitions.
         auto_offset_reset: where a group without a committed offset starts: `earliest` or `latest`.
+        isolation_level: `read_committed`, or `read_uncommitted` to forward what transactions take back too.
         session_timeout: seconds without a heartbeat after which the group goes on without this
             member.
         security_protocol: `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`.
@@ -454,6 +455,9 @@ class KafkaSettings(_Section):
     topic_pattern: Annotated[str, BeforeValidator(_is_pattern)] | None = None
     group_id: Text = "streamer"
     auto_offset_reset: Annotated[str, _choice("earliest", "latest")] = "earliest"
+    isolation_level: Annotated[str, _choice("read_committed", "read_uncommitted")] = (
+        "read_committed"
+    )
     # What brokers allow by default: group.min.session.timeout.ms and group.max.session.timeout.ms.
     session_timeout: Annotated[float, _duration("6s", "30m")] = 45.0
     security_protocol: Annotated[str, _choice("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")] = (

@@ -27,7 +27,7 @@ from streamer.core.limiter import Concurrency, RateLimit
 from streamer.core.model import Delivered, Misconfigured, Reason, Refused, Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from streamer.core.aggregate import Lane
     from streamer.core.batch import Batch
@@ -40,6 +40,7 @@ log = structlog.get_logger()
 _NEVER = float("inf")
 _TOO_MUCH = {"rate_limited", "timeout"}  # the reasons to retry that ask for fewer requests
 _SAY_AGAIN = 600.0
+_LOOK_INTERVAL = 1.0  # seconds between two looks at every lane for what is to be given up
 _REMEMBERED = 1000  # so many destinations that are held outlive their lanes: keys may come from what visitors send
 _DOUBTFUL = (
     192  # so many requests may be under way beside the limit, one each of keys that may not deliver
@@ -180,6 +181,7 @@ class Delivery:
         concurrency, max_requests_per_second, interval_seconds: see `Pace`.
         max_hold_seconds: how long a batch waits for a destination that is held while others deliver; then its calls
             become dead letters.
+        may_send: says whether what is in the lanes is still this process's to send; `notify` when it is again.
         jitter: gives random numbers from 0 to 1.
     """
 
@@ -193,11 +195,13 @@ class Delivery:
         max_requests_per_second: float,
         interval_seconds: float,
         max_hold_seconds: float = _NEVER,
+        may_send: Callable[[], bool] = lambda: True,
         jitter: random.Random | None = None,
     ) -> None:
         self.interval_seconds = interval_seconds
         self._max_hold = max_hold_seconds
         self._say_given_up_at = 0.0
+        self._may_send = may_send
         self.in_flight = 0
         self.destinations: dict[str, Destination] = {}
         self._transport = transport
@@ -273,9 +277,15 @@ class Delivery:
             while True:
                 self._wake.clear()
                 now = clock()
-                if now >= min(give_up_at, looked + 1.0):  # it looks at every lane
-                    looked, give_up_at = now, self._give_up(now)
-                due = min(give_up_at, self._start(group, now))
+                due = _NEVER
+                if self._may_send():
+                    if now >= min(give_up_at, looked + _LOOK_INTERVAL):
+                        looked, give_up_at = now, self._give_up(now)
+                    due = min(give_up_at, self._start(group, now))
+                    if len(self._proven) < len(self._routes):
+                        due = min(due, looked + _LOOK_INTERVAL)
+                else:
+                    self._concurrency.binds(now, binding=False)
                 try:
                     async with asyncio.timeout_at(None if due == _NEVER else due):
                         await self._wake.wait()
@@ -485,7 +495,7 @@ class Delivery:
             ):  # it flows, or no other delivers: then all wait
                 route.alone_since = _NEVER
                 continue
-            route.alone_since = since = min(route.alone_since, now)
+            route.alone_since = since = min(route.alone_since, delivered)
             if lane.open is not None and self._given_up_at(lane.open, since) <= now:
                 lane.close("time", now)
             for batch in list(lane.ready):
@@ -714,6 +724,8 @@ class Delivery:
             return False
         if lane.in_flight:
             return True
+        if not self._may_send():
+            return False
         if not destination.flowing and destination.until >= deadline:
             return False
         return lane.open is not None or any(batch.not_before < deadline for batch in lane.ready)

@@ -40,6 +40,7 @@ from streamer.core.model import (
     Misconfigured,
     Reason,
     Refused,
+    Restart,
     Retry,
 )
 from streamer.hooks import ACTIONS, API_WRITE_KEY, FORMATTED_DATA
@@ -91,6 +92,7 @@ class Readings:
         lag: records between what is committed and the end, by partition.
         committed: the offset last committed, by partition.
         assigned: how many partitions this member has.
+        undecodable: how many of them wait because their next record can't be decoded.
         requests: attempts under way.
         concurrency: how many may be.
         destinations: how many there are, by state.
@@ -105,6 +107,7 @@ class Readings:
     lag: Mapping[Partition, int]
     committed: Mapping[Partition, int]
     assigned: int
+    undecodable: int
     requests: int
     concurrency: int
     destinations: Mapping[str, int]
@@ -149,6 +152,10 @@ class Metrics:
             "records_skipped",
             "Records that were gone before they were read: retention, or a topic made anew.",
         )
+        restarts = counter(
+            "kafka_consumer_restarts", "How often the Kafka consumer was made anew.", ["reason"]
+        )
+        self._restarts = {reason: restarts.labels(reason) for reason in Restart}
         self._letter_failures = counter(
             "dead_letter_write_failures", "Writes of dead letters that failed and are tried again."
         )
@@ -267,6 +274,10 @@ class Metrics:
     def paused(self, seconds: float) -> None:
         """Nothing was read for so long."""
         self._paused.inc(seconds)
+
+    def restarted(self, reason: Restart) -> None:
+        """The consumer is made anew."""
+        self._restarts[reason].inc()
 
     def skipped(self, records: int) -> None:
         """So many records went before they were read."""
@@ -402,6 +413,7 @@ class _AtScrape(Collector):
         oldest = readings.oldest_pending_ms
         for name, text, value in (
             ("assigned_partitions", "Partitions that this member has.", readings.assigned),
+            ("undecodable_partitions", "Partitions that wait: the next record can't be decoded.", readings.undecodable),
             ("memory_budget_bytes", "The memory budget.", readings.memory_limit),
             ("memory_used_bytes", "Bytes held of the memory budget.", readings.memory_used),
             ("segment_inflight_requests", "Requests to Segment under way.", readings.requests),

@@ -366,6 +366,7 @@ class Pipeline:
                 group_id=config.kafka.group_id,
                 auto_offset_reset=config.kafka.auto_offset_reset,
                 session_timeout_seconds=config.kafka.session_timeout,
+                isolation_level=config.kafka.isolation_level,
             ),
             handler=self,
             observer=self._metrics,
@@ -382,6 +383,7 @@ class Pipeline:
             observer=self._metrics,
             **_pace(config),
             max_hold_seconds=config.segment.max_hold,
+            may_send=self._source.may_send,
         )
         letters = config.dead_letter
         sink: Sink = KafkaSink(str(letters.topic), connection)
@@ -460,6 +462,14 @@ class Pipeline:
             reasons.append(f"Kafka: {self._source.failing}")
         elif self._source.assignment is None:
             reasons.append("Kafka: the consumer group is sharing its partitions out")
+        elif not self._source.may_send():
+            reasons.append(
+                "Kafka: the consumer group hasn't confirmed the membership for a session: nothing is sent until it does"
+            )
+        reasons += [
+            f"Kafka: partition {number} of {topic} waits: {why}"
+            for (topic, number), why in self._source.undecodable.items()
+        ]
         reasons += self._held(State.MISCONFIGURED)
         if self._stop_at is not None:
             reasons.append("stopping")
@@ -523,6 +533,7 @@ class Pipeline:
             lag=self._source.lag(),
             committed=self._source.committed,
             assigned=len(self._source.assignment or ()),
+            undecodable=len(self._source.undecodable),
             requests=delivery.in_flight,
             concurrency=delivery.concurrency,
             destinations=states(delivery.served),
@@ -719,6 +730,10 @@ class Pipeline:
         """Say which offset is safe to commit."""
         generation = self._generation
         return None if generation is None else generation.offsets.committable(partition, position)
+
+    def confirmed(self) -> None:
+        """Go on sending."""
+        self._delivery.notify()
 
     async def revoked(self) -> None:
         """Take in nothing more of this generation, and send what flows."""

@@ -7,36 +7,49 @@ rebalance.
 
 Where a partition is read from is decided here: aiokafka goes elsewhere without a word when an offset is gone.
 
-aiokafka's consumer is never cancelled inside `getmany` (it would stop watching `max_poll_interval_ms` for good), and it
-is made anew when it can't go on by itself.
+That its partitions are its own a member knows only for a time, from each heartbeat on (`Lease`). When that is over, as
+after a suspension, it sends and commits nothing until the group has confirmed it again: `may_send`.
+
+aiokafka's consumer is never cancelled inside `getmany` while it is to live, and it is made anew when it can't go on by
+itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
+import traceback
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
     CommitFailedError,
+    IllegalGenerationError,
     IllegalStateError,
     KafkaConnectionError,
     KafkaError,
+    NoError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
     UnknownTopicOrPartitionError,
 )
+from aiokafka.protocol.group import HeartbeatRequest, LeaveGroupRequest, SyncGroupRequest
 
 from streamer.bootstrap import failure
+from streamer.core.lease import Lease
+from streamer.core.model import Restart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
     from aiokafka import ConsumerRecord
 
@@ -62,8 +75,17 @@ _RETRY_DELAY = 3.0
 _REBALANCE_TIMEOUT = 30.0
 _ASSIGNMENT_TIMEOUT = 2 * _REBALANCE_TIMEOUT
 """Seconds without an assignment after which the consumer is made anew: something in it stands still."""
+_CONFIRMATION_TIMEOUT = 60.0
+"""Seconds without a certain membership after which the consumer is made anew."""
+_POLL_TIMEOUT = 60.0
+"""Seconds after which a read that doesn't return has the consumer made anew."""
+_DECODE_INTERVAL = 30.0
+"""Seconds after which a record that couldn't be decoded is tried again."""
+_SAY_AGAIN = 600.0
 _START_WATCH_INTERVAL = 3.0
 _WATCH_INTERVAL = 5.0
+_NOT_A_MEMBER_ERRORS = (UnknownMemberIdError, IllegalGenerationError)
+_NOT_A_MEMBER = {error.errno for error in _NOT_A_MEMBER_ERRORS}
 _NOTHING = TopicPartition("streamer.nothing", 0)
 """Asked for while nothing is wanted: an empty list would mean every partition."""
 
@@ -90,6 +112,9 @@ class Handler(Protocol):
     def committable(self, partition: Partition, position: int | None) -> int | None:
         """Say which offset is safe to commit; see `streamer.core.offsets.Offsets.committable`."""
 
+    def confirmed(self) -> None:
+        """Go on sending: it is certain again that this member has its partitions."""
+
     async def revoked(self) -> None:
         """Read nothing more of this generation, and bring what flows to an end."""
 
@@ -105,6 +130,9 @@ class Observer(Protocol):
 
     def committed(self, result: str, seconds: float) -> None:
         """A commit ended: `ok`, `timeout`, `rebalance` or `error`."""
+
+    def restarted(self, reason: Restart) -> None:
+        """The consumer is made anew."""
 
     def paused(self, seconds: float) -> None:
         """Nothing was read for so long, because the memory budget was spent."""
@@ -126,6 +154,8 @@ class Subscription:
         group_id: the consumer group.
         auto_offset_reset: `earliest` or `latest`.
         session_timeout_seconds: without a heartbeat for so long, the group goes on without this member.
+        isolation_level: `read_committed`, or `read_uncommitted` for what transactions took back too.
+        metadata_max_age_seconds: after so long a new partition, or a new topic of the pattern, is found.
     """
 
     topics: tuple[str, ...]
@@ -133,6 +163,33 @@ class Subscription:
     group_id: str
     auto_offset_reset: str = "earliest"
     session_timeout_seconds: float = 45.0
+    isolation_level: str = "read_committed"
+    metadata_max_age_seconds: float = 60.0
+
+
+class _RestartError(Exception):
+    """Why the consumer has to be made anew, though aiokafka says nothing."""
+
+    def __init__(self, reason: Restart, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class _Held:
+    """A partition that waits, because the record that comes next can't be decoded.
+
+    Attributes:
+        offset: from where on it can't.
+        detail: why.
+        retry_at: when it is tried again, in seconds.
+        say_at: when it is said again.
+    """
+
+    offset: int
+    detail: str
+    retry_at: float = 0.0
+    say_at: float = 0.0
 
 
 class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
@@ -171,12 +228,19 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         self._commit_lock = asyncio.Lock()
         self._commit_timeouts = 0
         self._commit_gate = False
-        self._positions_hold = True
         self._ending = asyncio.Lock()
         self._missing: list[str] = []
         self._waiting_since = 0.0
         self._placed: frozenset[Partition] | None = None
         self._starts: dict[Partition, int] = {}
+        self._read_to: dict[Partition, int] = {}  # the position behind what the handler has
+        self._held: dict[Partition, _Held] = {}
+        self._known: dict[str, int] | None = (
+            None  # the partitions that topics had at the last assignment
+        )
+        self._polling_since: float | None = None
+        self._lease = self._make_lease()
+        self._doubtful_since: float | None = None
 
     async def run(self) -> None:
         """Read until `stop`; the consumer is made anew whenever it can't go on.
@@ -186,19 +250,23 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         """
         while not self._stopping.is_set():
             consumer = self._consumer = self._make_consumer()
-            orderly = False
+            orderly = started = False
             try:
                 await self._start(consumer)
+                started = True
                 await self._serve(consumer)
                 orderly = True
-            except (KafkaError, OSError, TimeoutError) as error:
+            except _RestartError as error:
                 orderly = True
-                self._fail(_reason(error))
+                self._fail(str(error), error.reason)
+            except (KafkaError, OSError) as error:
+                orderly = True
+                self._fail(_reason(error), Restart.ERROR if started else Restart.START)
             except asyncio.CancelledError:
                 if _asked_for():
                     raise
                 orderly = True
-                self._fail("aiokafka gave up without a reason")
+                self._fail("aiokafka gave up without a reason", Restart.CANCELLED)
             finally:
                 await self._close(consumer, orderly=orderly)
             with suppress(TimeoutError):
@@ -224,16 +292,32 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 lag[partition] = max(self.ends[partition] - committed, 0)
         return lag
 
+    def may_send(self) -> bool:
+        """Say whether the partitions are this member's for certain; `Handler.confirmed` says when they are again."""
+        if _clock() < self._lease.until:
+            return True
+        if self._doubtful_since is None and self.assignment is not None:
+            self._doubtful_since = _clock()
+            log.warning(
+                "the membership in the consumer group isn't certain any more: nothing is sent until it is confirmed"
+            )
+        return False
+
+    @property
+    def undecodable(self) -> dict[Partition, str]:
+        """Why a partition waits, if its next record can't be decoded."""
+        return {p: held.detail for p, held in self._held.items() if held.say_at}
+
     # --- the consumer's life --------------------------------------------------------------------
 
     def _make_consumer(self) -> AIOKafkaConsumer:
         subscription = self._subscription
         session_ms = int(subscription.session_timeout_seconds * 1000)
-        return AIOKafkaConsumer(
+        consumer = AIOKafkaConsumer(
             **self._connection,
             group_id=subscription.group_id,
             enable_auto_commit=False,
-            isolation_level="read_committed",  # what a transaction took back was never said
+            isolation_level=subscription.isolation_level,
             auto_offset_reset="none",  # `_place` decides, and says so
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=min(3000, session_ms // 3),
@@ -243,10 +327,44 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             fetch_max_wait_ms=100,  # a longer poll of an idle partition stalls the busy ones
             max_partition_fetch_bytes=FETCH_BYTES,
             fetch_max_bytes=16 * 1024 * 1024,
-            metadata_max_age_ms=60_000,
+            metadata_max_age_ms=int(subscription.metadata_max_age_seconds * 1000),
             retry_backoff_ms=250,
             partition_assignment_strategy=(RoundRobinPartitionAssignor,),
         )
+        self._lease = self._make_lease()
+        client = consumer._client  # noqa: SLF001 - nothing else tells what a heartbeat came to
+        client.send = self._observed(client.send, self._lease)
+        return consumer
+
+    def _make_lease(self) -> Lease:
+        return Lease(self._subscription.session_timeout_seconds, _REBALANCE_TIMEOUT)
+
+    def _observed(
+        self, send: Callable[..., Awaitable[Any]], lease: Lease
+    ) -> Callable[..., Awaitable[Any]]:
+        """Have the coordinator's answers keep the lease; an answer of an earlier consumer keeps only its own."""
+
+        async def observed(node: Any, request: Any, **options: Any) -> Any:  # noqa: ANN401 - untyped
+            if not isinstance(request, HeartbeatRequest | SyncGroupRequest | LeaveGroupRequest):
+                return await send(node, request, **options)
+            if isinstance(request, LeaveGroupRequest):
+                lease.lose()
+                return await send(node, request, **options)
+            sent = _clock()
+            response = await send(node, request, **options)
+            if response.error_code == NoError.errno:
+                lease.confirm(sent)
+            elif response.error_code == RebalanceInProgressError.errno:
+                lease.rebalancing(sent)
+            elif response.error_code in _NOT_A_MEMBER:
+                lease.lose()
+            if self._doubtful_since is not None and _clock() < self._lease.until:
+                self._doubtful_since = None
+                log.info("the consumer group confirms the membership again")
+                self._handler.confirmed()
+            return response
+
+        return observed
 
     async def _start(self, consumer: AIOKafkaConsumer) -> None:
         """Join the group: return when it has given an assignment, or when it is time to stop."""
@@ -321,9 +439,25 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
 
     def _limit_waiting(self) -> None:
         if time.monotonic() - self._waiting_since > _ASSIGNMENT_TIMEOUT:
-            raise TimeoutError(
-                f"the consumer group gave no partitions within {_ASSIGNMENT_TIMEOUT:g} s"
+            raise _RestartError(
+                Restart.NO_ASSIGNMENT,
+                f"the consumer group gave no partitions within {_ASSIGNMENT_TIMEOUT:g} s",
             )
+
+    def _limit_silence(self) -> None:
+        """Give up a consumer that stands still: its heartbeats, or a read that doesn't return."""
+        doubtful, polling = self._doubtful_since, self._polling_since
+        if doubtful is not None and _clock() - doubtful > _CONFIRMATION_TIMEOUT:
+            raise _RestartError(
+                Restart.UNCONFIRMED,
+                f"the consumer group didn't confirm the membership within {_CONFIRMATION_TIMEOUT:g} s",
+            )
+        if polling is not None:
+            since = max(polling, self._waiting_since)
+            if time.monotonic() - since > _POLL_TIMEOUT:
+                raise _RestartError(
+                    Restart.POLL, f"a read of records didn't return within {_POLL_TIMEOUT:g} s"
+                )
 
     async def _serve(self, consumer: AIOKafkaConsumer) -> None:
         self._commit_timeouts = 0
@@ -358,16 +492,20 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         closing = asyncio.create_task(consumer.stop())
         patience = _GOODBYE_TIMEOUT if self._commit_timeouts else _STOP_TIMEOUT
         await asyncio.wait({closing}, timeout=patience)
-        if not closing.done():
-            closing.cancel()
-            await asyncio.gather(closing, return_exceptions=True)
-            await _abandon(consumer)
-        elif not closing.cancelled() and (error := closing.exception()) is not None:
-            log.warning("leaving the consumer group failed", reason=_reason(error))
+        if closing.done() and not closing.cancelled():
+            error = closing.exception()
+            if error is None:
+                return
+            log.warning("closing the consumer failed", reason=_reason(error))
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+        await _abandon(consumer)
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, restart: Restart | None = None) -> None:
         self.failing = reason
         log.error("no records from Kafka; trying again", reason=reason)
+        if restart is not None:
+            self._observer.restarted(restart)
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -383,34 +521,138 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                     async with asyncio.timeout(_POLL_MS / 1000):
                         await handler.room()
                 # The group must see that the member polls; what was fetched ahead stays where it is.
-                await consumer.getmany(_NOTHING, timeout_ms=0)
+                await self._take(consumer, _NOTHING, timeout_ms=0)
                 self._observer.paused(clock() - paused)
                 continue
-            try:
-                records = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MAX_RECORDS)
-            except OffsetOutOfRangeError as error:
-                await self._skip(consumer, error.args[0])
-                continue
-            except NoOffsetForPartitionError:
-                if self.assignment is self._placed:
-                    raise
-                continue  # of a generation that began during the call: it is placed now
-            except BaseException as error:
+            for partition, held in list(self._held.items()):
+                if held.retry_at <= clock():
+                    await self._take_singly(consumer, partition)
+            wanted = []
+            if self._held:
+                others = (self.assignment or frozenset()) - self._held.keys()
+                wanted = [TopicPartition(*partition) for partition in others] or [_NOTHING]
+            await self._take(consumer, *wanted, timeout_ms=_POLL_MS)
+
+    async def _take_singly(self, consumer: AIOKafkaConsumer, partition: Partition) -> None:
+        """Take in what comes before a record that can't be decoded: what is read together with that is lost."""
+        for _ in range(_MAX_RECORDS):
+            took = await self._take(
+                consumer, TopicPartition(*partition), timeout_ms=0, max_records=1
+            )
+            if not took or self._handler.full or self._stopping.is_set():
+                return
+
+    async def _take(
+        self,
+        consumer: AIOKafkaConsumer,
+        *tps: Any,  # noqa: ANN401 - untyped
+        timeout_ms: int,
+        max_records: int = _MAX_RECORDS,
+    ) -> bool:
+        """Read once, and hand on what came.
+
+        Args:
+            consumer: reads.
+            tps: of which partitions; none for all.
+            timeout_ms: how long to wait for records.
+            max_records: at most.
+
+        Returns:
+            Whether something came.
+        """
+        try:
+            records = await self._poll(
+                consumer, *tps, timeout_ms=timeout_ms, max_records=max_records
+            )
+        except OffsetOutOfRangeError as error:
+            await self._skip(consumer, error.args[0])
+            return False
+        except NoOffsetForPartitionError:
+            if self.assignment is self._placed:
+                raise
+            return False  # of a generation that began during the call: it is placed now
+        except Exception as error:
+            fault = _fault(error)
+            if fault is not None:
+                self._hold(*fault, error, comes_next=max_records == 1)
+                return False
+            if isinstance(error, KafkaError):
+                raise
+            raise KafkaError(f"aiokafka failed: {error!r}") from error
+        # Nothing may be awaited between the line above and the chunks' being noted in `read`.
+        if not records or self.assignment is None:  # a stop lets no generation begin
+            return False
+        for tp, batch in records.items():
+            partition, last = (tp.topic, tp.partition), batch[-1].offset
+            self._read_to[partition] = last + 1
+            held = self._held.get(partition)
+            if held is not None and last >= held.offset:
+                del self._held[partition]
+                if held.say_at:
+                    log.info("a partition is read again", topic=tp.topic, partition=tp.partition)
+        await self._handler.read(
+            [((tp.topic, tp.partition), batch) for tp, batch in records.items()]
+        )
+        return True
+
+    async def _poll(
+        self,
+        consumer: AIOKafkaConsumer,
+        *tps: Any,  # noqa: ANN401 - untyped
+        timeout_ms: int,
+        max_records: int,
+    ) -> dict[Any, list[ConsumerRecord]]:
+        fetching = consumer._fetcher.error_future  # noqa: SLF001 - nobody else asks it
+        if fetching.done():
+            fetching.result()  # raises why it ended: no records would come any more
+        self._polling_since = time.monotonic()
+        try:
+            records = await consumer.getmany(*tps, timeout_ms=timeout_ms, max_records=max_records)
+        except BaseException:
+            if len(tps) != 1:
                 # What the call had taken of other partitions is gone with it, though their positions are past it.
-                self._positions_hold = False
-                if isinstance(error, KafkaError) or not isinstance(error, Exception):
-                    raise
-                raise KafkaError(f"a record that aiokafka can't decode: {error!r}") from error
-            # Nothing may be awaited between the line above and the chunks' being noted in `read`.
-            if records and self.assignment is not None:  # a stop lets no generation begin
-                await handler.read(
-                    [((tp.topic, tp.partition), batch) for tp, batch in records.items()]
-                )
+                self._rewind(consumer)
+            # It leaves its counter as it is, without which `max_poll_interval_ms` isn't watched.
+            consumer._subscription._fetch_count = 0  # noqa: SLF001 - there is no other way
+            consumer._subscription._last_fetch_ended = time.monotonic()  # noqa: SLF001 - the same
+            raise
+        finally:
+            self._polling_since = None
+        return records  # type: ignore[no-any-return] # untyped
+
+    def _rewind(self, consumer: AIOKafkaConsumer) -> None:
+        """Have every partition go on behind what the handler has."""
+        for partition, position in self._read_to.items():
+            with suppress(IllegalStateError, AssertionError):  # not ours any more
+                consumer.seek(TopicPartition(*partition), position)
+
+    def _hold(self, tp: Any, offset: int, error: Exception, *, comes_next: bool) -> None:  # noqa: ANN401 - untyped
+        """Have one partition wait, once what comes before the record in question was read, record by record."""
+        partition = (tp.topic, tp.partition)
+        why = f"{type(error).__name__}: {error}"
+        detail = f"the record at offset {offset}, or the next behind it, can't be decoded ({why})"
+        held = self._held.setdefault(partition, _Held(offset, detail))
+        held.offset, held.detail = offset, detail
+        if not comes_next:
+            return
+        now = time.monotonic()
+        held.retry_at = now + _DECODE_INTERVAL
+        if now >= held.say_at:
+            held.say_at = now + _SAY_AGAIN
+            log.error(
+                "a record can't be decoded: its partition waits, the others go on",
+                topic=tp.topic,
+                partition=tp.partition,
+                offset=offset,
+                reason=why,
+                tried_again_every_seconds=_DECODE_INTERVAL,
+                to_skip_it="stop the group's members and set the group's offset of this partition behind it",
+            )
 
     async def _place(self, consumer: AIOKafkaConsumer, assignment: frozenset[Partition]) -> None:
         """Decide where the partitions of a new generation are read from."""
         tps = [TopicPartition(*partition) for partition in assignment]
-        async with asyncio.timeout(_COMMIT_TIMEOUT):
+        async with _answered("where to read from"):
             found = await asyncio.gather(*(consumer.committed(tp) for tp in tps))
             beginnings = await consumer.beginning_offsets(tps)
             ends = await consumer.end_offsets(tps)
@@ -418,6 +660,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             return
         self._placed = assignment
         reset = self._subscription.auto_offset_reset
+        before, self._known = self._known, _partition_counts(consumer)
         first = {}
         for tp, committed in zip(tps, found, strict=True):
             partition = (tp.topic, tp.partition)
@@ -426,24 +669,32 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             if committed is not None and begin <= committed:
                 # Whether it lies past the end, only a fetch tells: the end that is known here may be that of the last
                 # finished transaction.
-                self._starts[partition] = committed
+                place = committed
                 self.committed.setdefault(partition, committed)
-                continue
-            self._starts[partition] = place = begin if reset == "earliest" else end
-            if committed is None:
-                first[partition] = range(begin, end)
             else:
-                self._say_gone(tp, committed, place, begin, end)
-            consumer.seek(tp, place)
-        if first:
-            self._handler.starts_first(first)
+                # What came into a partition that was made while this process ran isn't older than "latest".
+                appeared = before is not None and tp.partition >= before.get(tp.topic, 0)
+                place = begin if reset == "earliest" or appeared else end
+                if committed is None:
+                    first[partition] = range(begin, end)
+                else:
+                    self._say_gone(tp, committed, place, begin, end)
+            self._starts[partition] = place
+            consumer.seek(tp, self._read_to.setdefault(partition, place))
+        if not first:
+            return
+        self._handler.starts_first(first)
+        if reset == "latest":
+            # Before anything is read: who is killed now must not begin at another end, behind what came meanwhile.
+            async with self._commit_lock:
+                await self._commit(consumer)
 
     async def _skip(self, consumer: AIOKafkaConsumer, positions: Mapping[Any, int]) -> None:
         """Go on where there are records again: Kafka says that there are none at these positions."""
         assignment = self.assignment
         if assignment is not self._placed:
             return  # `_place` sees to it
-        async with asyncio.timeout(_COMMIT_TIMEOUT):
+        async with _answered("where there are records"):
             beginnings = await consumer.beginning_offsets(list(positions))
             ends = await consumer.end_offsets(list(positions))
         if self.assignment is not assignment:
@@ -452,7 +703,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             partition = (tp.topic, tp.partition)
             begin, end = beginnings[tp], ends[tp]
             if begin <= position <= end:
-                consumer.seek(tp, position)
+                self._seek(consumer, tp, position)
                 continue
             place = begin if self._subscription.auto_offset_reset == "earliest" else end
             if position > end:
@@ -462,7 +713,11 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 self._starts[partition] = place
                 self.committed.pop(partition, None)
             self._say_gone(tp, position, place, begin, end)
-            consumer.seek(tp, place)
+            self._seek(consumer, tp, place)
+
+    def _seek(self, consumer: AIOKafkaConsumer, tp: Any, offset: int) -> None:  # noqa: ANN401 - untyped
+        self._read_to[tp.topic, tp.partition] = offset
+        consumer.seek(tp, offset)
 
     def _say_gone(self, tp: Any, offset: int, place: int, begin: int, end: int) -> None:  # noqa: ANN401 - untyped
         gone = max(place - offset if offset < begin else place - begin, 1)
@@ -499,8 +754,10 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         self.ends = {}
         self.failing = ""
         self._starts = {}
+        self._read_to = {}
+        self._held = {}
+        self._waiting_since = time.monotonic()
         self._commit_gate = True
-        self._positions_hold = True
         self._observer.rebalanced()
         log.info("partitions assigned", count=len(partitions))
 
@@ -537,6 +794,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             assignment = self.assignment
             if assignment is None:
                 self._limit_waiting()
+            else:
+                self._limit_silence()
             tps = [TopicPartition(*partition) for partition in assignment or ()]
             try:
                 async with asyncio.timeout(_ANSWER_TIMEOUT):
@@ -561,15 +820,18 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 if self._commit_gate:
                     await self._commit(consumer)
             if self._commit_timeouts >= _COMMIT_TIMEOUTS_TO_REBUILD:
-                raise TimeoutError(
-                    f"{self._commit_timeouts} commits in a row got no answer within {_COMMIT_TIMEOUT:g} s"
+                raise _RestartError(
+                    Restart.COMMITS,
+                    f"{self._commit_timeouts} commits in a row got no answer within {_COMMIT_TIMEOUT:g} s",
                 )
 
     async def _commit(self, consumer: AIOKafkaConsumer) -> None:
-        """Commit what is settled and wasn't committed, if the member has a generation."""
+        """Commit what is settled and wasn't committed, if the member has a generation, and still has it for certain."""
+        if not self.may_send():
+            return
         offsets = {}
         for partition in self.assignment or ():
-            position = await self._position(consumer, partition) if self._positions_hold else None
+            position = await self._position(consumer, partition)
             # No await between the position and this: a record read in between would be skipped.
             committable = self._handler.committable(partition, position)
             if committable is not None and committable != self.committed.get(partition):
@@ -591,10 +853,12 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             result = "timeout"
             self._commit_timeouts += 1
             log.warning("a commit got no answer", seconds=timeout)
-        except (CommitFailedError, IllegalStateError):
+        except (CommitFailedError, IllegalStateError) as error:
             # Not ours any more: what wasn't committed is read again by the next owner. Another commit before the next
             # assignment could reset the generation that is being made.
             result = "rebalance"
+            if isinstance(error.__cause__, _NOT_A_MEMBER_ERRORS):
+                self._lease.lose()
             self._commit_gate = False
         except KafkaError as error:
             log.warning("a commit failed; trying again", reason=f"{type(error).__name__}: {error}")
@@ -610,7 +874,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
 
 
 async def _abandon(consumer: AIOKafkaConsumer) -> None:
-    """End what `AIOKafkaConsumer.stop` didn't come to, because what it does first hung.
+    """End what `AIOKafkaConsumer.stop` didn't come to, because what it does first hung or failed.
 
     Else its heartbeats would go on holding partitions that nobody reads, and its fetcher would go on fetching.
     """
@@ -628,6 +892,34 @@ async def _abandon(consumer: AIOKafkaConsumer) -> None:
         await asyncio.gather(ending, return_exceptions=True)
 
 
+@asynccontextmanager
+async def _answered(question: str) -> AsyncIterator[None]:
+    """Limit how long what is asked of Kafka may take."""
+    try:
+        async with asyncio.timeout(_COMMIT_TIMEOUT):
+            yield
+    except TimeoutError:
+        raise _RestartError(
+            Restart.NO_ANSWER, f"Kafka didn't say within {_COMMIT_TIMEOUT:g} s {question}"
+        ) from None
+
+
+def _fault(error: Exception) -> tuple[Any, int] | None:
+    """Say in which partition, and from which offset on, aiokafka was unpacking records when it failed, if it was."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        fetched = frame.f_locals.get("self")
+        if isinstance(fetched, FetchResult):
+            return fetched._topic_partition, fetched._partition_records.next_fetch_offset  # noqa: SLF001
+    return None
+
+
+def _partition_counts(consumer: AIOKafkaConsumer) -> dict[str, int]:
+    """Count the partitions of each topic that is read, as far as the client knows them."""
+    return {
+        topic: len(consumer.partitions_for_topic(topic) or ()) for topic in consumer.subscription()
+    }
+
+
 def _missing(topics: Iterable[str]) -> str:
     return f"there is no topic {', '.join(topics)}, or none that this user may see"
 
@@ -636,6 +928,17 @@ def _reason(error: BaseException) -> str:
     if type(error) in {KafkaError, KafkaConnectionError} and error.args:
         return str(error.args[0])  # without the name that aiokafka puts before it
     return str(error) or type(error).__name__
+
+
+def _boot_clock() -> Callable[[], float]:
+    """Choose a clock that goes on while the machine is suspended, where there is one."""
+    for name in ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC"):  # macOS has no other, and there it goes on
+        if (clock := getattr(time, name, None)) is not None:
+            return partial(time.clock_gettime, clock)
+    return time.monotonic
+
+
+_clock = _boot_clock()
 
 
 def _asked_for() -> bool:

@@ -98,6 +98,7 @@ VALIDATE = "core/test_validate.py::"
 SEGMENT = "test_segment.py::"
 DELIVERY = "test_delivery.py::"
 SOURCE = "test_source.py::"
+LEASE = "test_lease.py::"
 PIPELINE = "test_pipeline.py::"
 SITE_CODE = "test_site_code.py::"
 DEAD_LETTER = "test_dead_letter.py::"
@@ -196,6 +197,20 @@ MUTANTS = (
         "                self.assignment = None\n            self._waiting_since",
         "            self._waiting_since",
         SOURCE + "test_nothing_is_committed_between_a_generation_that_has_ended_and_the_next",
+    ),
+    Mutant(
+        "who may have lost its partitions sends on",
+        "delivery.py",
+        "                if self._may_send():\n",
+        "                if True:\n",
+        LEASE + "test_nothing_is_started_while_it_may_not_be_sent_and_all_of_it_once_it_may_again",
+    ),
+    Mutant(
+        "heartbeats of a rebalance keep a lease for ever",
+        "core/lease.py",
+        "min(sent + self._session, self._confirmed + self._rebalance)",
+        "sent + self._session",
+        "core/test_lease.py::test_it_is_over_before_the_coordinator_gives_the_partitions_away",
     ),
     # 2. Once in Segment, for page and track.
     Mutant(

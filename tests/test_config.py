@@ -340,6 +340,7 @@ def test_a_pattern_takes_the_place_of_topics() -> None:
         ("kafka.topic_pattern", "(", "regular expression"),
         ("kafka.group_id", " ", "not empty"),
         ("kafka.auto_offset_reset", "none", '"earliest" or "latest"'),
+        ("kafka.isolation_level", "serializable", '"read_committed" or "read_uncommitted"'),
         ("kafka.session_timeout", "5s", "from 6s to 30m"),
         ("kafka.security_protocol", "TLS", '"SASL_SSL"'),
         ("kafka.sasl_mechanism", "GSSAPI", '"SCRAM-SHA-512"'),

@@ -131,6 +131,7 @@ def _metrics() -> set[str]:
         lag={("topic", 0): 0},
         committed={("topic", 0): 1},
         assigned=1,
+        undecodable=0,
         requests=0,
         concurrency=1,
         destinations={},

@@ -270,6 +270,7 @@ def make_pipeline(segment: FakeSegment, sites: int, **settings: str) -> Pipeline
     environ = {f"STREAMER_{name.upper()}": value for name, value in variables.items()}
     pipeline = Pipeline(load_config(None, {}, environ), Hooks())
     pipeline._delivery._transport = segment
+    pipeline._source._lease.until = float("inf")  # there is no group that would confirm it
     pipeline.assigned(frozenset({("events", 0)}))
     return pipeline
 

@@ -27,6 +27,7 @@ from streamer.core.model import (
     Misconfigured,
     Reason,
     Refused,
+    Restart,
     Retry,
 )
 from streamer.core.offsets import Chunk
@@ -68,6 +69,8 @@ EXPECTED: dict[str, tuple[str, list[dict[str, str]]]] = {
     "consumer_lag_records": ("gauge", [PARTITION]),
     "committed_offset": ("gauge", [PARTITION]),
     "assigned_partitions": ("gauge", [{}]),
+    "undecodable_partitions": ("gauge", [{}]),
+    "kafka_consumer_restarts": ("counter", one("reason", *Restart)),
     "rebalances": ("counter", [{}]),
     "offset_commits": ("counter", one("result", "ok", "timeout", "rebalance", "error")),
     "offset_commit_duration_seconds": ("histogram", [{}]),
@@ -154,6 +157,7 @@ class Service:
             lag=self.lag,
             committed=self.committed,
             assigned=len(self.committed),
+            undecodable=0,
             requests=2,
             concurrency=8,
             destinations=self.destinations,

@@ -14,14 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import CommitFailedError
+from aiokafka.consumer.fetcher import PartitionRecords
+from aiokafka.errors import (
+    CommitFailedError,
+    CorruptRecordException,
+    RequestTimedOutError,
+    UnsupportedCodecError,
+)
+from aiokafka.protocol.group import HeartbeatRequest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions
 from structlog.testing import capture_logs
 
 import virtual_time
 from kafka_broker.broker import KafkaBroker, free_port
 from kafka_broker.topics import QUIET, Kafka, fresh_name
+from streamer.core.model import Restart
 from streamer.source import Source, Subscription
 
 if TYPE_CHECKING:
@@ -50,6 +59,8 @@ class Recorder:
         slow: seconds that a revocation takes.
         breaks: raised instead of taking records in.
         asked: how often it was asked what may be committed.
+        confirmations: how often it was told that it may send again.
+        restarts: why the consumer was made anew, each time.
     """
 
     def __init__(self) -> None:
@@ -63,6 +74,8 @@ class Recorder:
         self.slow = 0.0
         self.breaks: Exception | None = None
         self.asked = 0
+        self.confirmations = 0
+        self.restarts: list[Restart] = []
         self._room = asyncio.Event()
 
     @property
@@ -99,6 +112,9 @@ class Recorder:
         self.asked += 1
         return self.allowed.get(partition, position)
 
+    def confirmed(self) -> None:
+        self.confirmations += 1
+
     async def revoked(self) -> None:
         self.told.append("revoked")
         await asyncio.sleep(self.slow)
@@ -118,6 +134,9 @@ class Recorder:
 
     def skipped(self, records: int) -> None:
         self.skips.append(records)
+
+    def restarted(self, reason: Restart) -> None:
+        self.restarts.append(reason)
 
     def assert_in_order(self) -> None:
         """Generations follow one another, are read and committed only while they last, and read each offset once."""
@@ -271,13 +290,14 @@ def test_with_nothing_pending_the_position_is_committed_past_a_transaction_s_end
 
 def test_records_without_a_value_with_an_empty_one_and_with_a_huge_one_arrive(kafka: Kafka) -> None:
     async def main() -> None:
-        topic = await kafka.create_topic(partitions=1, config={"max.message.bytes": "4000000"})
+        topic = await kafka.create_topic(partitions=2, config={"max.message.bytes": "4000000"})
         recorder = Recorder()
         huge = bytes(3_000_000)  # three times what a fetch asks of a partition
         values = [b"before", None, b"", huge, b"after"]
-        await kafka.produce(topic, [(b"key", value) for value in values])
+        await kafka.produce(topic, [(b"key", value, None, (), 0) for value in values])
+        await kafka.produce(topic, some(3_000, size=1_000, partition=1))
         async with running(make_source(kafka.bootstrap, recorder, topic)):
-            await until(lambda: recorder.count == 5)
+            await until(lambda: recorder.count == 3_005)
         assert [recorder.values[topic, 0, n] for n in range(5)] == values
 
     asyncio.run(main())
@@ -300,7 +320,7 @@ def test_a_handler_that_breaks_ends_it_and_nothing_unread_is_committed(kafka: Ka
     asyncio.run(main())
 
 
-# --- generations --------------------------------------------------------------------------------
+# --- what can't be decoded ----------------------------------------------------------------------
 
 
 PRODUCE_WHAT_CANNOT_BE_DECODED = """
@@ -321,28 +341,89 @@ asyncio.run(main())
 """
 
 
-def test_a_record_that_aiokafka_cannot_decode_is_said_and_commits_nothing_unread(
+def test_a_record_that_cannot_be_decoded_holds_its_partition_alone_and_can_be_skipped_by_hand(
     kafka: Kafka,
 ) -> None:
-    """What the same read had taken of other partitions is gone with it, though their positions are past it."""
-
     async def main() -> None:
         topic, group = await kafka.create_topic(partitions=4), fresh_name("group")
-        await kafka.produce(topic, [(None, b"v", None, (), n % 3) for n in range(300)])
+        await kafka.produce(topic, some(5, partition=3))
         command = [sys.executable, "-c", PRODUCE_WHAT_CANNOT_BE_DECODED, kafka.bootstrap, topic]
         environment = {**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"}  # C doesn't ask a subclass
         await asyncio.to_thread(subprocess.run, command, env=environment, check=True, timeout=60)
+        await kafka.produce(topic, some(5, partition=3))
         recorder = Recorder()
         source = make_source(kafka.bootstrap, recorder, topic, group)
-        async with running(source) as task:
-            await until(lambda: "can't decode" in source.failing)
-            assert not task.done()
+        with capture_logs() as logs:
+            async with running(source):
+                for times in (1, 2):
+                    await kafka.produce(topic, [(None, b"v", None, (), n % 3) for n in range(300)])
+                    await until(lambda: recorder.count == 5 + 300 * times)  # noqa: B023 - awaited here
+                    await until(lambda: source.undecodable)
+                (why,) = source.undecodable.values()
+                assert "offset 5" in why
+                assert "UnicodeDecodeError" in why
+                assert not source.failing
+        (line,) = (line for line in logs if line["log_level"] == "error")
+        assert (line["topic"], line["partition"], line["offset"]) == (topic, 3, 5)
         recorder.assert_in_order()
-        read = {p: max(o, default=-1) + 1 for g in recorder.generations for p, o in g.items()}
-        committed = await kafka.committed(group, topic)
-        assert all(offset <= read[partition] for partition, offset in committed.items())
+        assert len(recorder.generations) == 1
+        assert not recorder.restarts
+        wanted = {**dict.fromkeys(((topic, n) for n in range(3)), 200), (topic, 3): 5}
+        assert await kafka.committed(group, topic) == wanted
+        await kafka.commit(group, {(topic, 3): 6})
+        async with running(make_source(kafka.bootstrap, recorder := Recorder(), topic, group)):
+            await until(lambda: recorder.count == 5)
+        assert recorder.generations[0][topic, 3] == list(range(6, 11))
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [CorruptRecordException, UnsupportedCodecError, ValueError])
+def test_a_record_that_can_be_decoded_after_all_is_read_and_none_beside_it_is_lost_or_read_twice(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    broken, tries, decode = True, 0, PartitionRecords._consumer_record
+
+    def fragile(self: Any, tp: Any, record: Any) -> Any:
+        nonlocal tries
+        if broken and record.value == b"broken":
+            tries += 1
+            raise error("no")
+        return decode(self, tp, record)
+
+    monkeypatch.setattr(PartitionRecords, "_consumer_record", fragile)
+    monkeypatch.setattr("streamer.source._DECODE_INTERVAL", 0.1)
+
+    async def main() -> None:
+        nonlocal broken
+        topic, group, recorder = await kafka.create_topic(), fresh_name("group"), Recorder()
+        await kafka.produce(topic, some(700, partition=1))
+        await kafka.produce(topic, [(None, b"broken", None, (), 1)])
+        await kafka.produce(topic, some(700, partition=1))
+        for partition in (0, 2, 3):
+            await kafka.produce(topic, some(700, partition=partition))
+        source = make_source(kafka.bootstrap, recorder, topic, group)
+        with capture_logs() as logs:
+            async with running(source):
+                await until(lambda: tries >= 10 and recorder.count == 4 * 700)
+                await until_committed(kafka, group, topic, {(topic, n): 700 for n in range(4)})
+                assert source._consumer is not None
+                assert source._consumer._subscription._fetch_count <= 1, "idle time is watched"
+                assert source.undecodable.keys() == {(topic, 1)}
+                broken = False
+                await until(lambda: recorder.count == 5 * 700 + 1)
+                assert not source.undecodable
+                await until_committed(kafka, group, topic, await kafka.end_offsets(topic))
+        recorder.assert_in_order()
+        assert not recorder.restarts
+        (generation,) = recorder.generations
+        assert generation[topic, 1] == list(range(1_401))
+        assert len([line for line in logs if line["log_level"] == "error"]) == 1
+
+    asyncio.run(main())
+
+
+# --- generations --------------------------------------------------------------------------------
 
 
 def test_a_generation_ends_before_the_next_begins_and_members_coming_and_going_cost_one_rebalance_each(
@@ -431,6 +512,7 @@ def test_a_handler_that_is_full_for_longer_than_the_session_keeps_its_partitions
             # More than is fetched ahead, so that no fetch tells where the topic ends.
             await kafka.produce(topic, some(10_000, size=1_000))
             await asyncio.sleep(SESSION_SECONDS + 1)
+            assert source.may_send(), "heartbeats confirm it"
             await until(lambda: source.lag() == {(topic, 0): 10_000})
             assert recorder.count == 100
             recorder.go_on()
@@ -448,9 +530,12 @@ def test_a_member_whose_loop_stood_still_for_longer_than_the_session_comes_back(
     async def main() -> None:
         topic, group, recorder = await kafka.create_topic(), fresh_name("group"), Recorder()
         await kafka.produce(topic, some(1_000))
-        async with running(make_source(kafka.bootstrap, recorder, topic, group)):
+        source = make_source(kafka.bootstrap, recorder, topic, group)
+        async with running(source):
             await until(lambda: recorder.count == 1_000)
+            assert source.may_send()
             time.sleep(SESSION_SECONDS + 2)  # noqa: ASYNC251 - blocking it is the point
+            assert not source.may_send()
             await kafka.produce(topic, some(1_000))
             await until(lambda: recorder.count == 2_000 and len(recorder.generations) > 1)
             await until_committed(kafka, group, topic, await kafka.end_offsets(topic))
@@ -739,6 +824,7 @@ def test_nothing_is_committed_between_a_generation_that_has_ended_and_the_next()
         recorder, consumer = Recorder(), FakeConsumer()
         source = make_source("127.0.0.1:9", recorder, "events")
         source._consumer = consumer
+        source._lease.until = float("inf")  # no heartbeats are played here
         committing = asyncio.create_task(source._commit_regularly(consumer))
 
         async def tries_in_a_minute() -> int:
@@ -808,18 +894,24 @@ def test_a_broker_frozen_for_longer_than_the_session_costs_no_record(broker: Kaf
         topic = await kafka.create_topic()
         await kafka.produce(topic, some(500))
         source = make_source(broker.bootstrap, recorder, topic, group)
-        async with running(source):
-            await until(lambda: recorder.count == 500)
-            broker.freeze()
-            try:
-                await asyncio.sleep(SESSION_SECONDS + 1)
-            finally:
-                broker.thaw()
-            await kafka.produce(topic, some(500))
-            await until(lambda: recorder.count == 1_000)
-            await until(lambda: not source.failing)
-            await until_committed(kafka, group, topic, await kafka.end_offsets(topic))
+        with capture_logs() as logs:
+            async with running(source):
+                await until(lambda: recorder.count == 500)
+                broker.freeze()
+                try:
+                    await until(lambda: not source.may_send(), SESSION_SECONDS + 1)
+                    await asyncio.sleep(1)
+                finally:
+                    broker.thaw()
+                await until(lambda: recorder.confirmations)
+                assert source.may_send()
+                await kafka.produce(topic, some(500))
+                await until(lambda: recorder.count == 1_000)
+                await until(lambda: not source.failing)
+                await until_committed(kafka, group, topic, await kafka.end_offsets(topic))
         recorder.assert_in_order()
+        said = [line["event"] for line in logs if "membership" in line["event"]]
+        assert len(said) == 2, "once when it isn't certain, once when it is again"
 
     asyncio.run(main())
 
@@ -849,5 +941,293 @@ def test_a_source_whose_broker_is_frozen_stops_within_seconds(
                 await until(task.done, 10)
         finally:
             broker.thaw()
+
+    asyncio.run(main())
+
+
+# --- a consumer that is made anew ---------------------------------------------------------------
+
+
+async def for_ever(*_: Any, **__: Any) -> Any:
+    await asyncio.Event().wait()
+
+
+def hang(name: str) -> Callable[[Any], None]:
+    return lambda consumer: setattr(consumer, name, for_ever)
+
+
+def give_up(consumer: Any) -> None:
+    """Raises a cancellation that nobody asked for out of the next read, in which records were taken."""
+    getmany = consumer.getmany
+
+    async def getmany_and_give_up(*tps: Any, **options: Any) -> Any:
+        if await getmany(*tps, **options):
+            raise asyncio.CancelledError
+        return {}
+
+    consumer.getmany = getmany_and_give_up
+
+
+def break_the_fetcher(consumer: Any) -> None:
+    """What fetches in the background dies, and no read says so."""
+    start = consumer.start
+
+    async def start_and_break() -> None:
+        await start()
+
+        async def breaks(*_: Any) -> None:
+            raise RuntimeError("a closed transport")
+
+        consumer._fetcher._proc_fetch_request = breaks
+
+    consumer.start = start_and_break
+
+
+def stop_heartbeats(consumer: Any) -> None:
+    send = consumer._client.send
+
+    async def send_but_heartbeats(node: Any, request: Any, **options: Any) -> Any:
+        if isinstance(request, HeartbeatRequest):
+            raise RequestTimedOutError
+        return await send(node, request, **options)
+
+    consumer._client.send = send_but_heartbeats
+
+
+@pytest.mark.parametrize(
+    ("breaks", "reason"),
+    [
+        (hang("getmany"), Restart.POLL),
+        (hang("commit"), Restart.COMMITS),
+        (hang("beginning_offsets"), Restart.NO_ANSWER),
+        (hang("start"), Restart.NO_ASSIGNMENT),
+        (give_up, Restart.CANCELLED),
+        (break_the_fetcher, Restart.ERROR),
+        (stop_heartbeats, Restart.UNCONFIRMED),
+    ],
+    ids=lambda value: str(value) if isinstance(value, Restart) else "",
+)
+def test_a_consumer_that_stands_still_is_made_anew_and_says_why(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch, breaks: Callable[[Any], None], reason: Restart
+) -> None:
+    for name, value in {
+        "_START_WATCH_INTERVAL": 0.1,
+        "_WATCH_INTERVAL": 0.1,
+        "_RETRY_DELAY": 0.1,
+        "_COMMIT_INTERVAL": 0.1,
+        "_COMMIT_TIMEOUTS_TO_REBUILD": 2,
+    }.items():
+        monkeypatch.setattr(f"streamer.source.{name}", value)
+
+    async def main() -> None:
+        topic, group, recorder = await kafka.create_topic(), fresh_name("group"), Recorder()
+        await kafka.produce(topic, some(2_000))
+        source = make_source(kafka.bootstrap, recorder, topic, group)
+        make = source._make_consumer
+        limits = (
+            "_POLL_TIMEOUT",
+            "_COMMIT_TIMEOUT",
+            "_ASSIGNMENT_TIMEOUT",
+            "_CONFIRMATION_TIMEOUT",
+        )
+
+        made: list[Any] = []
+
+        def make_first_one_that_breaks() -> Any:
+            # What is slow here isn't a fault of the second one.
+            for name in limits:
+                monkeypatch.setattr(f"streamer.source.{name}", 30.0 if made else 1.0)
+            made.append(consumer := make())
+            if len(made) == 1:
+                breaks(consumer)
+            return consumer
+
+        monkeypatch.setattr(source, "_make_consumer", make_first_one_that_breaks)
+        with capture_logs() as logs:
+            async with running(source):
+                await until(lambda: recorder.restarts)
+                await until(lambda: recorder.count == 2_000)
+                await until_committed(kafka, group, topic, await kafka.end_offsets(topic))
+        recorder.assert_in_order()
+        assert recorder.restarts == [reason]
+        assert [line["reason"] for line in logs if line["log_level"] == "error"]
+
+    asyncio.run(main())
+
+
+# --- what topics may be -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("isolation_level", "wanted"), [("read_committed", "b"), ("read_uncommitted", "ab")]
+)
+def test_what_a_transaction_took_back_is_read_only_if_it_is_asked_for(
+    kafka: Kafka, isolation_level: str, wanted: str
+) -> None:
+    """Of two producers whose records stand between each other's, one takes back what it wrote, again and again."""
+
+    def produce(topic: str) -> None:
+        producers = {}
+        for name in "ab":
+            producers[name] = Producer(
+                {
+                    "bootstrap.servers": kafka.bootstrap,
+                    "transactional.id": fresh_name("tx"),
+                    "linger.ms": 0,
+                    **QUIET,
+                }
+            )
+            producers[name].init_transactions(30)
+        for turn in range(3):
+            for producer in producers.values():
+                producer.begin_transaction()
+            for _ in range(5):
+                for name, producer in producers.items():
+                    producer.produce(topic, f"{name}{turn}".encode(), partition=0)
+                    producer.flush(30)
+            producers["a"].abort_transaction(30)
+            producers["b"].commit_transaction(30)
+
+    async def main() -> None:
+        topic = await kafka.create_topic(partitions=1)
+        group, recorder = fresh_name("group"), Recorder()
+        await asyncio.to_thread(produce, topic)
+        source = make_source(
+            kafka.bootstrap, recorder, topic, group, isolation_level=isolation_level
+        )
+        async with running(source):
+            await until(lambda: recorder.count == 15 * len(wanted))
+            await until_committed(kafka, group, topic, {(topic, 0): 36})  # with the markers
+            assert source.lag() == {(topic, 0): 0}
+        values = [value for _, value in sorted(recorder.values.items()) if value is not None]
+        each = [f"{name}{turn}".encode() for turn in range(3) for _ in range(5) for name in wanted]
+        assert values == each
+        recorder.assert_in_order()
+
+    asyncio.run(main())
+
+
+def test_a_compacted_topic_is_read_across_its_gaps_and_with_its_tombstones(kafka: Kafka) -> None:
+    async def main() -> None:
+        config = {
+            "cleanup.policy": "compact",
+            "segment.ms": "100",
+            "min.cleanable.dirty.ratio": "0.01",
+            "delete.retention.ms": "86400000",
+        }
+        topic = await kafka.create_topic(partitions=1, config=config)
+        group, recorder = fresh_name("group"), Recorder()
+        versions = [(b"%d" % (n % 10), b"%d" % n) for n in range(200)]
+        await kafka.produce(topic, [*versions, (b"3", None)])
+        async with asyncio.timeout(60):
+            while len(left := await kafka.read(topic)) > 20:
+                await asyncio.sleep(0.3)
+                await kafka.produce(
+                    topic, [(b"end", b"")]
+                )  # only what isn't appended to is compacted
+        source = make_source(kafka.bootstrap, recorder, topic, group)
+        async with running(source):
+            await until(lambda: (topic, 0, left[-1].offset) in recorder.values)
+            await until_committed(kafka, group, topic, await kafka.end_offsets(topic))
+            assert source.lag() == {(topic, 0): 0}
+        assert recorder.values[topic, 0, 200] is None
+        assert recorder.generations[0][topic, 0] == [record.offset for record in left]
+        assert len(left) < 200
+        recorder.assert_in_order()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("reset", ["earliest", "latest"])
+def test_a_partition_that_is_added_while_it_is_read_is_read_from_its_beginning(
+    kafka: Kafka, reset: str
+) -> None:
+    """With `latest` too: what came into it before it was found isn't older than the start."""
+
+    async def main() -> None:
+        topic = await kafka.create_topic(partitions=1)
+        group, recorder = fresh_name("group"), Recorder()
+        await kafka.produce(topic, some(10))
+        source = make_source(
+            kafka.bootstrap,
+            recorder,
+            topic,
+            group,
+            auto_offset_reset=reset,
+            metadata_max_age_seconds=600.0,
+        )
+        old = 10 if reset == "earliest" else 0
+        async with running(source):
+            await until(lambda: recorder.count == old and source.committed == {(topic, 0): 10})
+            admin = AdminClient({"bootstrap.servers": kafka.bootstrap, **QUIET})
+            made = admin.create_partitions([NewPartitions(topic, 3)])
+            await asyncio.to_thread(made[topic].result, 30)
+            fresh = Kafka(kafka.bootstrap)  # a producer that doesn't know how many there were
+            await fresh.produce(topic, some(20, partition=2))
+            assert len(recorder.generations) == 1, "it isn't found yet"
+            assert source._consumer is not None
+            source._consumer._client.force_metadata_update()
+            await until(lambda: recorder.count == old + 20)
+            await until_committed(
+                kafka, group, topic, {(topic, 0): 10, (topic, 1): 0, (topic, 2): 20}
+            )
+        recorder.assert_in_order()
+        assert not recorder.skips
+
+    asyncio.run(main())
+
+
+def test_with_latest_where_it_begins_is_committed_before_anything_is_read(kafka: Kafka) -> None:
+    """Else who is killed at once begins at a later end, and what came meanwhile is lost."""
+
+    async def main() -> None:
+        topic, recorder = await kafka.create_topic(partitions=1), Recorder()
+        await kafka.produce(topic, some(10))
+        source = make_source(kafka.bootstrap, recorder, topic, auto_offset_reset="latest")
+        async with running(source):
+            await until(lambda: source.committed == {(topic, 0): 10})
+            await kafka.produce(topic, some(5))
+            await until(lambda: recorder.count == 5)
+        assert recorder.told[:3] == ["assigned", "commit ok", "read"]
+
+    asyncio.run(main())
+
+
+def test_topics_of_a_pattern_come_and_go_while_the_others_are_read(kafka: Kafka) -> None:
+    async def main() -> None:
+        name, group, recorder = fresh_name("family"), fresh_name("group"), Recorder()
+        kept = await kafka.create_topic(f"{name}.kept", partitions=2)
+        gone = await kafka.create_topic(f"{name}.gone", partitions=2)
+        source = make_source(
+            kafka.bootstrap,
+            recorder,
+            group=group,
+            pattern=rf"{name}\.",
+            auto_offset_reset="latest",
+            metadata_max_age_seconds=1.0,
+        )
+        async with running(source):
+            await until(lambda: len(source.committed) == 4)
+            await kafka.produce(kept, some(10))
+            await kafka.produce(gone, some(10))
+            await until(lambda: recorder.count == 20)
+            new = await kafka.create_topic(f"{name}.new", partitions=2)
+            await kafka.produce(new, some(10))
+            await until(lambda: recorder.count == 30)
+            await kafka.delete_topic(gone)
+            await kafka.produce(kept, some(10))
+            await until(lambda: recorder.count == 40)
+            await until(lambda: {t for t, _ in source.assignment or ()} == {kept, new})
+            again = await kafka.create_topic(gone, partitions=1)
+            recorder.values.clear()
+            fresh = Kafka(kafka.bootstrap)  # a producer that doesn't know the old one
+            await fresh.produce(again, some(5))
+            await kafka.produce(new, some(5))
+            await until(lambda: recorder.count == 10)
+            await until(lambda: not source.failing)
+        assert not recorder.restarts
+        for topic in (kept, new, again):
+            assert await kafka.committed(group, topic) == await kafka.end_offsets(topic)
+        recorder.assert_in_order()
 
     asyncio.run(main())

@@ -64,6 +64,19 @@ class FilterReason(StrEnum):
     HOOK = "hook"  # `altis.analytics.segment.formatted_data` left no call of it
 
 
+class Restart(StrEnum):
+    """Why the Kafka consumer was made anew. The set is closed: it labels a metric."""
+
+    START = "start"  # Kafka couldn't be reached, or refused, before there was an assignment
+    ERROR = "error"  # what can't be retried
+    CANCELLED = "cancelled"  # aiokafka gave up without saying why
+    NO_ASSIGNMENT = "no_assignment"  # the group gave no partitions
+    NO_ANSWER = "no_answer"  # Kafka didn't say where to read from
+    UNCONFIRMED = "unconfirmed"  # no heartbeat was answered
+    COMMITS = "commits"  # no commit was answered
+    POLL = "poll"  # a read didn't return
+
+
 @dataclass(frozen=True, slots=True)
 class Filtered:
     """A record of which no calls are to be made: it is settled as it is.
