@@ -356,13 +356,16 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             await self._handler.ended()
         # In a task of its own: with a hung broker it takes long, or raises a cancellation nobody asked for.
         closing = asyncio.create_task(consumer.stop())
-        patience = _GOODBYE_TIMEOUT if self._commit_timeouts else _STOP_TIMEOUT
-        await asyncio.wait({closing}, timeout=patience)
-        if not closing.done():
-            closing.cancel()
-            await asyncio.gather(closing, return_exceptions=True)
-            await _abandon(consumer)
-        elif not closing.cancelled() and (error := closing.exception()) is not None:
+        hurried = self._commit_timeouts or (self._stopping.is_set() and not orderly)  # no time left
+        patience = _GOODBYE_TIMEOUT if hurried else _STOP_TIMEOUT
+        try:
+            await asyncio.wait({closing}, timeout=patience)
+        finally:
+            if not closing.done():
+                closing.cancel()
+                await asyncio.gather(closing, return_exceptions=True)
+                await _abandon(consumer)
+        if not closing.cancelled() and (error := closing.exception()) is not None:
             log.warning("leaving the consumer group failed", reason=_reason(error))
 
     def _fail(self, reason: str) -> None:
