@@ -10,14 +10,16 @@ ARGS ?=
 MINUTES ?= 5
 SEED ?=
 PLAN ?=
+FULL ?=
 
-.PHONY: help demo bench test test-quick mutants coverage chaos lint format kafka constraints clean
+.PHONY: help demo bench test test-quick scenarios mutants coverage chaos lint format kafka constraints clean
 
 help:
 	@echo "make demo        the whole pipeline with nothing installed: embedded Kafka, generated events, mock Segment"
 	@echo "make bench       what forwarding an event costs, on a real Kafka, against a yardstick and a floor"
 	@echo "make test        every test, with coverage (ARGS='tests/core -k offsets' for some of them)"
 	@echo "make test-quick  all but the whole-pipeline tests"
+	@echo "make scenarios   the whole-pipeline tests; FULL=1 for faults of minutes and sessions as they are by default"
 	@echo "make mutants     small wrong versions of the code, each of which a test must find (ARGS=messageId for some)"
 	@echo "make coverage    every test, and where coverage is missing as pages in htmlcov/"
 	@echo "make chaos       everything goes wrong at random for MINUTES=5; SEED=n or PLAN=report.json: the same once more"
@@ -38,6 +40,9 @@ test: $(INSTALLED)
 
 test-quick: $(INSTALLED)
 	$(BIN)/pytest -m "not e2e" $(ARGS)
+
+scenarios: $(INSTALLED)
+	FULL=$(FULL) $(BIN)/pytest tests/scenarios $(ARGS)
 
 mutants: $(INSTALLED)
 	$(BIN)/python tests/mutants.py $(ARGS)

@@ -108,8 +108,9 @@ _LAST_LETTERS = 20
 _DETAIL_CHARACTERS = 300
 _DIGESTS_SHARE = 0.25
 """How much of the memory budget what was last delivered may take, for suppression."""
-_DRAIN_SHARE = 0.8
-"""How much of `shutdown_timeout` may pass before the offsets are committed and the group is left."""
+_DRAIN_SHARE, _COMMIT_SHARE = 0.8, 0.9
+"""How much of `shutdown_timeout` may pass before the offsets are committed and the group is left, and before a Kafka
+that doesn't answer is left without that."""
 
 
 def make_transform(
@@ -917,7 +918,7 @@ class Pipeline:
         )
         self._stop_at = now + timeout * _DRAIN_SHARE
         self._source.stop()
-        done, _ = await asyncio.wait({source}, timeout=timeout)
+        done, _ = await asyncio.wait({source}, timeout=timeout * _COMMIT_SHARE)
         if not done:
             log.warning("not everything could be committed in time; it is read again")
             source.cancel()

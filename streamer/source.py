@@ -73,6 +73,7 @@ _GOODBYE_TIMEOUT = 1.0
 """Seconds for what a stop asks of a Kafka that left the question before unanswered."""
 _RETRY_DELAY = 3.0
 _REBALANCE_TIMEOUT = 30.0
+_REQUEST_TIMEOUT = _REBALANCE_TIMEOUT + 10.0  # JoinGroup waits for as long as a rebalance takes
 _ASSIGNMENT_TIMEOUT = 2 * _REBALANCE_TIMEOUT
 """Seconds without an assignment after which the consumer is made anew: something in it stands still."""
 _CONFIRMATION_TIMEOUT = 60.0
@@ -227,6 +228,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         self._stopping = asyncio.Event()
         self._commit_lock = asyncio.Lock()
         self._commit_timeouts = 0
+        self._commit_again_until = 0.0
         self._commit_gate = False
         self._ending = asyncio.Lock()
         self._missing: list[str] = []
@@ -322,7 +324,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=min(3000, session_ms // 3),
             rebalance_timeout_ms=int(_REBALANCE_TIMEOUT * 1000),
-            request_timeout_ms=int(_REBALANCE_TIMEOUT * 1000) + 10_000,  # JoinGroup waits so long
+            request_timeout_ms=int(_REQUEST_TIMEOUT * 1000),
             max_poll_interval_ms=300_000,
             fetch_max_wait_ms=100,  # a longer poll of an idle partition stalls the busy ones
             max_partition_fetch_bytes=FETCH_BYTES,
@@ -490,16 +492,18 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             await self._handler.ended()
         # In a task of its own: with a hung broker it takes long, or raises a cancellation nobody asked for.
         closing = asyncio.create_task(consumer.stop())
-        patience = _GOODBYE_TIMEOUT if self._commit_timeouts else _STOP_TIMEOUT
-        await asyncio.wait({closing}, timeout=patience)
-        if closing.done() and not closing.cancelled():
-            error = closing.exception()
-            if error is None:
-                return
-            log.warning("closing the consumer failed", reason=_reason(error))
-        closing.cancel()
-        await asyncio.gather(closing, return_exceptions=True)
-        await _abandon(consumer)
+        hurried = self._commit_timeouts or (self._stopping.is_set() and not orderly)  # no time left
+        try:
+            await asyncio.wait({closing}, timeout=_GOODBYE_TIMEOUT if hurried else _STOP_TIMEOUT)
+        finally:  # also when there is no time for that either
+            ended = closing.done() and not closing.cancelled()
+            error = closing.exception() if ended else None
+            if error is not None:
+                log.warning("closing the consumer failed", reason=_reason(error))
+            if not ended or error is not None:
+                closing.cancel()
+                await asyncio.gather(closing, return_exceptions=True)
+                await _abandon(consumer)
 
     def _fail(self, reason: str, restart: Restart | None = None) -> None:
         self.failing = reason
@@ -834,7 +838,11 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             position = await self._position(consumer, partition)
             # No await between the position and this: a record read in between would be skipped.
             committable = self._handler.committable(partition, position)
-            if committable is not None and committable != self.committed.get(partition):
+            news = (
+                committable != self.committed.get(partition)
+                or time.monotonic() < self._commit_again_until
+            )
+            if committable is not None and news:
                 offsets[partition] = committable
         if not offsets:
             return
@@ -852,6 +860,9 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         except TimeoutError:
             result = "timeout"
             self._commit_timeouts += 1
+            # aiokafka goes on with the request, which may arrive behind the next one's.
+            self._commit_again_until = time.monotonic() + _REQUEST_TIMEOUT
+            _forget_commits()
             log.warning("a commit got no answer", seconds=timeout)
         except (CommitFailedError, IllegalStateError) as error:
             # Not ours any more: what wasn't committed is read again by the next owner. Another commit before the next
@@ -871,6 +882,13 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 return await consumer.position(TopicPartition(*partition))  # type: ignore[no-any-return] # untyped
         except (TimeoutError, KafkaError):
             return None  # not known yet, or not ours any more
+
+
+def _forget_commits() -> None:
+    """Let requests to commit that were given up end as they may: nobody waits for them, and their failure is no news."""
+    for task in asyncio.all_tasks():
+        if getattr(task.get_coro(), "__qualname__", "") == "GroupCoordinator._do_commit_offsets":
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 async def _abandon(consumer: AIOKafkaConsumer) -> None:

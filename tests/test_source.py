@@ -945,6 +945,37 @@ def test_a_source_whose_broker_is_frozen_stops_within_seconds(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("moment", ["while it commits", "while it leaves the group"])
+def test_a_stop_that_is_cancelled_waits_no_more_for_a_frozen_broker(
+    broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The time for it is over, and the process has to end."""
+    monkeypatch.setattr("streamer.source._STOP_TIMEOUT", 60.0)
+
+    async def main() -> None:
+        kafka, group, recorder = Kafka(broker.bootstrap), fresh_name("group"), Recorder()
+        topic = await kafka.create_topic()
+        await kafka.produce(topic, some(500))
+        source = make_source(broker.bootstrap, recorder, topic, group)
+        try:
+            async with running(source) as task:
+                await until_committed(kafka, group, topic, await kafka.end_offsets(topic))
+                broker.freeze()
+                if moment == "while it commits":
+                    recorder.allowed = {(topic, partition): 3 for partition in range(4)}
+                    asked = recorder.asked
+                    await until(lambda: recorder.asked >= asked + 4)
+                source.stop()
+                await asyncio.sleep(1)  # until it has come to what hangs
+                assert not task.done()
+                task.cancel()
+                await until(task.done, 20)
+        finally:
+            broker.thaw()
+
+    asyncio.run(main())
+
+
 # --- a consumer that is made anew ---------------------------------------------------------------
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import signal
 import sys
 import tempfile
+import time
 from collections import Counter
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
@@ -25,10 +28,11 @@ from kafka_broker.topics import Kafka, ToProduce, fresh_name
 from reference.interpreter import Interpreter
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
 from streamer.core.model import FilterReason, Reason
+from streamer.demo.events import generate
 from streamer.mock_segment import Fault, MockSegment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
 DIE_WITH_PARENT = Path(__file__).with_name("kafka_broker") / "die_with_parent.py"
 WRITE_KEY = "a-write-key-of-thirty-two-chars-0"
@@ -38,6 +42,55 @@ GROUP_TRAITS = {
     "device": "endpoint.Attributes.DeviceType.0",
 }
 TIMEOUT_SECONDS = 240.0
+A_LITTLE = 3.0
+"""Seconds of grace for a process that ends: its interpreter, and a machine that does much else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How long stories take, and how much flows in them.
+
+    Attributes:
+        session_seconds: `kafka.session_timeout` of members.
+        shutdown_seconds: their `shutdown_timeout`.
+        outage_seconds: the longest that a fault lasts.
+        events_per_second: of a `stream`, unless a story says otherwise.
+        kills: how many members die in a row.
+    """
+
+    session_seconds: int
+    shutdown_seconds: int
+    outage_seconds: float
+    events_per_second: int
+    kills: int
+
+    def outage(self, seconds: float) -> float:
+        """How long a fault lasts that lasts so many seconds at full length."""
+        return min(seconds, self.outage_seconds)
+
+
+SCALE = (
+    Scale(45, 25, 120.0, 1000, 20) if os.environ.get("FULL") == "1" else Scale(6, 5, 8.0, 500, 5)
+)
+"""Members as they are configured by default and faults of minutes with FULL=1 in the environment, else in short."""
+
+
+@contextmanager
+def noted(fact: str) -> Iterator[None]:
+    """Says a fact with whatever fails in it, such as the seed of a story."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(fact)
+        raise
+
+
+def some(count: int | None, seed: int, broken: float = 0.002) -> Iterator[ToProduce]:
+    """Generated events, a few of which can't become calls; without an end if the count is None."""
+    events = generate(seed, broken=broken, missing_ids=broken, oversized=broken / 4)
+    for event in islice(events, count):
+        now = int(time.time() * 1000)
+        yield ToProduce(event.key, event.value, now, (("trace", b"\x00\xff"),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +141,31 @@ class Member:
             }
         )
 
-    def signal(self, number: signal.Signals) -> None:
+    async def stop_in_time(self, number: Signals = Signals.SIGTERM) -> None:
+        """Stops it by a signal, and asserts that it ends in good order within `shutdown_timeout` and a little."""
+        self.signal(number)
+        await self.stopped_in_time()
+
+    async def stopped_in_time(self) -> None:
+        """Asserts that it, who has just been told to, ends in good order within `shutdown_timeout` and a little."""
+        began = time.monotonic()
+        status = await self.wait()
+        took = time.monotonic() - began
+        log = self.log.read_text()[-4000:]
+        assert status == 0, log
+        assert took < SCALE.shutdown_seconds + A_LITTLE, f"it took {took:.1f} s\n{log}"
+
+    def signal(self, number: Signals) -> None:
         assert self.process is not None
         self.process.send_signal(number)
 
     async def stop(self) -> int:
         """SIGTERM; gives the exit status."""
-        self.signal(signal.SIGTERM)
+        self.signal(Signals.SIGTERM)
         return await self.wait()
 
     async def kill(self) -> None:
-        self.signal(signal.SIGKILL)
+        self.signal(Signals.SIGKILL)
         await self.wait()
 
     async def wait(self) -> int:
@@ -116,12 +183,14 @@ class Stage:
         settings: environment variables of every member, over those of the stage.
         faults: of the mock, from the start.
         excluded: what the settings keep back, as the interpreter takes it.
+        write_keys: those of sites, by `blogId`; all others have the stage's own.
     """
 
     kafka: Kafka
     settings: Mapping[str, str] = field(default_factory=dict)
     faults: Iterable[Fault] = ()
     excluded: Mapping[str, Any] = field(default_factory=dict)
+    write_keys: Mapping[str, str] = field(default_factory=dict)
     group: str = field(default_factory=lambda: fresh_name("group"))
     topic: str = ""
     dead_letters: str = ""
@@ -149,11 +218,13 @@ class Stage:
             "STREAMER_KAFKA__BOOTSTRAP_SERVERS": self.kafka.bootstrap,
             "STREAMER_KAFKA__TOPICS": self.topic,
             "STREAMER_KAFKA__GROUP_ID": self.group,
-            "STREAMER_KAFKA__SESSION_TIMEOUT": "6s",
+            "STREAMER_KAFKA__SESSION_TIMEOUT": f"{SCALE.session_seconds}s",
+            "STREAMER_SHUTDOWN_TIMEOUT": f"{SCALE.shutdown_seconds}s",
             "STREAMER_GROUPS": orjson.dumps([group]).decode(),
             "STREAMER_SEGMENT__ENDPOINT": self.segment.url,
             "STREAMER_SERVER__PORT": "0",
             "SEGMENT_API_WRITE_KEY": WRITE_KEY,
+            **self._sites(),
             **self.settings,
             **settings,
         }
@@ -162,6 +233,10 @@ class Stage:
         self.members.append(member)
         return await member.start()
 
+    def _sites(self) -> dict[str, str]:
+        keys = orjson.dumps(self.write_keys).decode()
+        return {"STREAMER_SEGMENT__SITES__WRITE_KEYS": keys} if self.write_keys else {}
+
     async def produce(self, records: Iterable[ToProduce]) -> None:
         records = list(records)
         places = await self.kafka.produce(self.topic, records)
@@ -169,6 +244,32 @@ class Stage:
             Produced(partition, offset, record)
             for (partition, offset), record in zip(places, records, strict=True)
         ]
+
+    @asynccontextmanager
+    async def stream(
+        self, records: Iterator[ToProduce], per_second: int = SCALE.events_per_second
+    ) -> AsyncIterator[None]:
+        """Produces records at a steady rate for as long as this lasts, so that a fault meets a stream.
+
+        Args:
+            records: without an end.
+            per_second: how many of them.
+        """
+        over = asyncio.Event()
+
+        async def produce() -> None:
+            while not over.is_set():
+                await self.produce(islice(records, per_second // 2))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        await over.wait()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(produce())
+            try:
+                yield
+            finally:
+                over.set()
 
     async def committed(self) -> int:
         """How many records are committed, over all partitions."""
@@ -186,7 +287,7 @@ class Stage:
                 await asyncio.sleep(0.2)
 
     async def assert_accounted_for(
-        self, *, refused: frozenset[str] = frozenset(), once: bool = True
+        self, *, refused: frozenset[str] = frozenset(), once: bool = True, truncated: bool = False
     ) -> None:
         """The one assertion.
 
@@ -201,8 +302,9 @@ class Stage:
         Args:
             refused: ids of calls that the mock refuses by a fault: each is a dead letter of the kind `call`.
             once: whether one member did everything: then nothing may have been sent twice, and its counts are exact.
+            truncated: whether some dead letters were too large for their topic, which has a part of them.
         """
-        expected = _expect(self.produced, self.excluded)
+        expected = _expect(self.produced, self.excluded, write_keys=self.write_keys)
         accepted = Counter(
             line.message_id
             for line in self.segment.lines
@@ -221,12 +323,20 @@ class Stage:
             for letter in records
         }
         assert found.keys() == expected.rejects.keys()
+        cut = 0
         for place, (reason, produced) in expected.rejects.items():
             letter = found[place]
             assert _header(letter, "reason") == reason
             assert _header(letter, "topic") == self.topic
-            assert (letter.key, letter.value) == (produced.key, produced.value)
+            assert letter.key == produced.key
+            if truncated and any(name == "streamer-truncated" for name, _ in letter.headers):
+                assert int(_header(letter, "truncated")) == len(produced.value or b"")
+                assert (produced.value or b"").startswith(letter.value or b"")
+                cut += 1
+                continue
+            assert letter.value == produced.value
             assert letter.headers[: len(produced.headers)] == produced.headers
+        assert bool(cut) == truncated
         calls = [letter for letter in letters if _header(letter, "kind") == "call"]
         assert {orjson.loads(letter.value or b"")["messageId"] for letter in calls} == refused
         if once:
@@ -270,15 +380,22 @@ class _Expected:
 
 
 def _expect(
-    produced: Iterable[Produced], excluded: Mapping[str, Any], write_key: str = WRITE_KEY
+    produced: Iterable[Produced],
+    excluded: Mapping[str, Any],
+    write_key: str = WRITE_KEY,
+    write_keys: Mapping[str, str] | None = None,
 ) -> _Expected:
     group = {"field": GROUP_FIELD, "traits": GROUP_TRAITS, "each": True}
-    interpreter = Interpreter(write_key, default_mapping(), [group], BUILTIN_CALLBACKS, **excluded)
+    interpreters = {
+        key: Interpreter(key, default_mapping(), [group], BUILTIN_CALLBACKS, **excluded)
+        for key in (write_key, *(write_keys or {}).values())
+    }
     expected = _Expected()
     partitions: dict[str, int] = {}
     for place in produced:
         record = place.record
-        calls = interpreter.calls(record.value, record.timestamp_ms or -1)
+        key = write_keys.get(_site(record.value), write_key) if write_keys else write_key
+        calls = interpreters[key].calls(record.value, record.timestamp_ms or -1)
         if isinstance(calls, Reason):
             expected.rejects[place.partition, place.offset] = (calls, record)
             continue
@@ -293,12 +410,19 @@ def _expect(
                 case "identify":
                     expected.users.setdefault(user, {}).update(call.get("traits", {}))
                 case "group":
-                    key = (user, call["groupId"])
-                    expected.groups.setdefault(key, {}).update(call.get("traits", {}))
+                    membership = (user, call["groupId"])
+                    expected.groups.setdefault(membership, {}).update(call.get("traits", {}))
                 case main:
                     assert call["messageId"] not in expected.mains, "the input has an event twice"
                     expected.mains[call["messageId"]] = main
     return expected
+
+
+def _site(value: bytes | None) -> str:
+    try:
+        return str(orjson.loads(value or b"")["attributes"]["blogId"])
+    except orjson.JSONDecodeError:
+        return ""  # it is rejected, whatever its site
 
 
 def _assert_balances(metrics: Counter[tuple[str, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""A real Apache Kafka on loopback: one node, broker and controller in one process."""
+"""A real Apache Kafka on loopback: nodes that are broker and controller in one process each, one or three of them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 HERE = Path(__file__).parent
+
+NODES = 3
+"""In a `KafkaCluster`."""
 
 START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 20.0
@@ -68,6 +71,7 @@ class KafkaBroker:
         properties: laid over the server.properties that this class writes.
         port: where it listens; a free one if not given.
         defaults: False takes the properties for all there is, but for the folder.
+        cluster_id: of the cluster that it belongs to; one of its own if not given.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class KafkaBroker:
         *,
         port: int | None = None,
         defaults: bool = True,
+        cluster_id: str | None = None,
     ) -> None:
         self.port = port or free_port()
         self.bootstrap = f"127.0.0.1:{self.port}"
@@ -83,6 +88,7 @@ class KafkaBroker:
         self.log_path = self._folder / "broker.log"
         self._config = self._folder / "server.properties"
         self._process: subprocess.Popen[bytes] | None = None
+        self._cluster_id = cluster_id or _fresh_cluster_id()
         settings = _server_properties(self.port, free_port()) if defaults else {}
         settings.update(properties or {})
         settings["log.dirs"] = str(self._folder / "data")
@@ -223,9 +229,14 @@ class KafkaBroker:
         self._process.send_signal(number)
 
     def _format(self, java: list[str]) -> None:
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         # In one argument with its option: an id may begin with a hyphen.
-        arguments = ["format", *self._quorum, f"--cluster-id={cluster_id}", "-c", str(self._config)]
+        arguments = [
+            "format",
+            *self._quorum,
+            f"--cluster-id={self._cluster_id}",
+            "-c",
+            str(self._config),
+        ]
         done = subprocess.run(
             [*java, "kafka.tools.StorageTool", *arguments],
             capture_output=True,
@@ -250,6 +261,95 @@ class KafkaBroker:
         if not self.log_path.exists():
             return "(it logged nothing)"
         return self.log_path.read_text(errors="replace")[-4000:]
+
+
+class KafkaCluster:
+    """Three nodes that hold each record thrice, of which one may be lost. Use it as a context manager.
+
+    Attributes:
+        brokers: by `node.id`, from 1 on.
+        bootstrap: the addresses of all, `host:port` each, with commas between.
+
+    Args:
+        properties: of every node, over those that this class writes.
+    """
+
+    def __init__(self, properties: Mapping[str, str] | None = None) -> None:
+        controllers: set[int] = set()
+        while len(controllers) < NODES:
+            controllers.add(free_port())
+        voters = [(node, f"127.0.0.1:{port}") for node, port in enumerate(controllers, 1)]
+        shared = {
+            "controller.quorum.voters": ",".join(f"{node}@{address}" for node, address in voters),
+            "default.replication.factor": str(NODES),
+            "min.insync.replicas": str(NODES - 1),
+            "offsets.topic.replication.factor": str(NODES),
+            "transaction.state.log.replication.factor": str(NODES),
+            **(properties or {}),
+        }
+        cluster_id = _fresh_cluster_id()
+        self.brokers: dict[int, KafkaBroker] = {}
+        for node, controller in voters:
+            port = free_port()
+            while port in controllers or port in {one.port for one in self.brokers.values()}:
+                port = free_port()
+            own = {
+                "node.id": str(node),
+                "controller.quorum.bootstrap.servers": controller,
+                "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://{controller}",
+            }
+            self.brokers[node] = KafkaBroker(shared | own, port=port, cluster_id=cluster_id)
+        self.bootstrap = ",".join(broker.bootstrap for broker in self.brokers.values())
+
+    def __enter__(self) -> Self:
+        """Starts the nodes and waits until they are one cluster."""
+        try:
+            for broker in self.brokers.values():
+                broker.launch()
+            self.wait_until_whole()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the nodes and removes their folders."""
+        self.close()
+
+    def wait_until_whole(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
+        """Waits until every node is there and every partition has all its replicas in step.
+
+        Args:
+            timeout_seconds: how long to wait.
+
+        Raises:
+            BrokerError: a node ended, or the time is over.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        for broker in self.brokers.values():
+            broker.wait_until_ready(deadline - time.monotonic())
+        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        while time.monotonic() < deadline:
+            with contextlib.suppress(KafkaException):
+                found = admin.list_topics(timeout=1.0)
+                partitions = [
+                    p for topic in found.topics.values() for p in topic.partitions.values()
+                ]
+                if len(found.brokers) == NODES and all(
+                    len(partition.isrs) == len(partition.replicas) for partition in partitions
+                ):
+                    return
+            time.sleep(0.1)
+        raise BrokerError(f"the cluster at {self.bootstrap} did not become whole")
+
+    def close(self) -> None:
+        """Ends the nodes and removes their folders. To be called once, at the end."""
+        for broker in self.brokers.values():
+            broker.close()
+
+
+def _fresh_cluster_id() -> str:
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 def _server_properties(port: int, controller_port: int) -> dict[str, str]:

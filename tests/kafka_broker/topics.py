@@ -25,6 +25,8 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 
 if TYPE_CHECKING:
@@ -105,11 +107,13 @@ class Kafka:
     """A running cluster, as a test sees it.
 
     Args:
-        bootstrap: its address, `host:port`.
+        bootstrap: its address, `host:port`; several with commas between.
+        replicas: how many nodes hold each record of a topic that is created.
     """
 
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, bootstrap: str, *, replicas: int = 1) -> None:
         self.bootstrap = bootstrap
+        self._replicas = replicas
         self._producing = threading.Lock()  # callbacks come to whichever thread polls the producer
 
     @cached_property
@@ -163,6 +167,44 @@ class Kafka:
         """
         done = self._admin.delete_topics([name], operation_timeout=TIMEOUT_SECONDS)
         await asyncio.to_thread(done[name].result, TIMEOUT_SECONDS)
+
+    async def configure_topic(self, name: str, config: dict[str, str]) -> None:
+        """Changes settings of a topic.
+
+        Args:
+            name: what it is called.
+            config: the new settings, beside those that it has.
+
+        Raises:
+            KafkaException: the cluster refused.
+        """
+        entries = [
+            ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+            for key, value in config.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
+        done = self._admin.incremental_alter_configs([resource])
+        await asyncio.to_thread(done[resource].result, TIMEOUT_SECONDS)
+
+    async def leader(self, topic: str, partition: int) -> int:
+        """Reads which node leads a partition.
+
+        Args:
+            topic: its name.
+            partition: the partition's number.
+        """
+        found = await asyncio.to_thread(self._admin.list_topics, topic, timeout=TIMEOUT_SECONDS)
+        return int(found.topics[topic].partitions[partition].leader)
+
+    async def coordinator(self, group: str) -> int:
+        """Reads which node coordinates a consumer group.
+
+        Args:
+            group: its `group.id`.
+        """
+        done = self._admin.describe_consumer_groups([group])
+        found = await asyncio.to_thread(done[group].result, TIMEOUT_SECONDS)
+        return int(found.coordinator.id)
 
     async def produce(
         self, topic: str, records: Iterable[ToProduce | tuple[Any, ...]]
@@ -248,7 +290,9 @@ class Kafka:
         return await asyncio.to_thread(self._end_offsets, topic)
 
     def _create_topic(self, name: str, partitions: int, config: dict[str, str]) -> None:
-        topic = NewTopic(name, num_partitions=partitions, replication_factor=1, config=config)
+        topic = NewTopic(
+            name, num_partitions=partitions, replication_factor=self._replicas, config=config
+        )
         deadline = time.monotonic() + TIMEOUT_SECONDS
         tried = False
         while True:
