@@ -834,14 +834,12 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         if not self.may_send():
             return
         offsets = {}
+        again = time.monotonic() < self._commit_again_until
         for partition in self.assignment or ():
             position = await self._position(consumer, partition)
             # No await between the position and this: a record read in between would be skipped.
             committable = self._handler.committable(partition, position)
-            news = (
-                committable != self.committed.get(partition)
-                or time.monotonic() < self._commit_again_until
-            )
+            news = again or committable != self.committed.get(partition)
             if committable is not None and news:
                 offsets[partition] = committable
         if not offsets:
