@@ -12,7 +12,8 @@ SEED ?=
 PLAN ?=
 FULL ?=
 
-.PHONY: help demo bench test test-quick scenarios mutants coverage chaos lint format kafka constraints clean
+.PHONY: help demo bench test test-quick scenarios mutants coverage chaos
+.PHONY: lint format docs pictures kafka constraints clean
 
 help:
 	@echo "make demo        the whole pipeline with nothing installed: embedded Kafka, generated events, mock Segment"
@@ -25,6 +26,8 @@ help:
 	@echo "make chaos       everything goes wrong at random for MINUTES=5; SEED=n or PLAN=report.json: the same once more"
 	@echo "make lint        ruff, mypy and the contract of who imports whom"
 	@echo "make format      put the code in its form"
+	@echo "make docs        write what is made of the code: docs/metrics.md and the dashboards"
+	@echo "make pictures    watch a bad day of some minutes and draw the dashboards into docs/dashboards/"
 	@echo "make kafka       a real Kafka on loopback until Ctrl-C (ARGS='--port 9092')"
 	@echo "make constraints write constraints.txt anew, with the newest versions that pyproject.toml allows"
 	@echo "make clean       remove the environment and what tools left behind"
@@ -63,6 +66,13 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python tests/metrics_page.py
+	$(BIN)/python dashboards/generate.py
+
+pictures: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python dashboards/draw.py $(ARGS)
 
 kafka: $(INSTALLED)
 	@PYTHONPATH=tests $(BIN)/python -m kafka_broker $(ARGS)

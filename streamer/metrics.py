@@ -123,6 +123,7 @@ class Metrics:
         registry: where the metrics are registered.
         read: gives the readings of a scrape.
         interval_seconds, max_calls, max_bytes: the flush settings, shown beside what comes of them.
+        config_hash: of all settings, without the secrets: it changes when one of them does.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Metrics:
         interval_seconds: float,
         max_calls: int,
         max_bytes: int,
+        config_hash: str,
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library left it untyped
         self.registry = registry
@@ -232,7 +234,13 @@ class Metrics:
         self._interval = gauge("config_flush_interval_seconds", "The flush interval in force.")
         self._limit_calls = gauge("config_flush_max_calls", "The limit of calls in a batch.")
         self._limit_bytes = gauge("config_flush_max_bytes", "The limit of bytes of a batch's body.")
-        self.tuned(interval_seconds, max_calls, max_bytes)
+        self._config = Info(
+            "config",
+            "The settings in force, as a hash in which secrets have no part.",
+            namespace="streamer",
+            registry=registry,
+        )
+        self.tuned(interval_seconds, max_calls, max_bytes, config_hash)
         reloads = counter(
             "config_reloads", "Changes of the settings while running, by result.", ["result"]
         )
@@ -253,11 +261,14 @@ class Metrics:
         """A change of the settings was taken over, or refused."""
         self._reloads["ok" if accepted else "rejected"].inc()
 
-    def tuned(self, interval_seconds: float, max_calls: int, max_bytes: int) -> None:
-        """Show other flush settings; see the arguments of `Metrics`."""
+    def tuned(
+        self, interval_seconds: float, max_calls: int, max_bytes: int, config_hash: str
+    ) -> None:
+        """Show other settings; see the arguments of `Metrics`."""
         self._interval.set(interval_seconds)
         self._limit_calls.set(max_calls)
         self._limit_bytes.set(max_bytes)
+        self._config.info({"hash": config_hash})
         self._max_calls, self._max_bytes = max_calls, max_bytes
 
     # --- what the source says -------------------------------------------------------------------

@@ -15,6 +15,7 @@ import time
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
@@ -194,6 +195,15 @@ def make_sites(config: Config) -> Sites:
     )
 
 
+def config_hash(config: Config) -> str:
+    """Give 8 hexadecimal digits that change when a setting does; secrets have no part in them.
+
+    Args:
+        config: all settings; a dump of it has asterisks in place of the secrets.
+    """
+    return blake2b(config.model_dump_json().encode(), digest_size=4).hexdigest()
+
+
 def make_digests(config: Config, share: Share) -> Digests:
     """Make what one generation remembers of what was delivered, for suppression.
 
@@ -351,6 +361,7 @@ class Pipeline:
             interval_seconds=config.flush.interval,
             max_calls=config.flush.max_calls,
             max_bytes=config.flush.max_bytes,
+            config_hash=config_hash(config),
         )
         self._console = Console(self.registry)
         self._last_letters: deque[dict[str, Any]] = deque(maxlen=_LAST_LETTERS)
@@ -445,7 +456,7 @@ class Pipeline:
         suppress_for = self._config.aggregate.suppress_for
         self._config = config
         flush, generation = config.flush, self._generation
-        self._metrics.tuned(flush.interval, flush.max_calls, flush.max_bytes)
+        self._metrics.tuned(flush.interval, flush.max_calls, flush.max_bytes, config_hash(config))
         if generation is not None:
             now = asyncio.get_running_loop().time()
             if not config.aggregate.suppress_for:
@@ -820,13 +831,13 @@ class Pipeline:
     def _put(
         self, letter: DeadLetter, chunk: Chunk, share: Share, count: Callable[[], None]
     ) -> None:
-        chunk.hold()
         self._last_letters.appendleft(
             {
                 "at": time.time(), "reason": letter.reason, "kind": letter.kind, "topic": letter.topic,
                 "partition": letter.partition, "offset": letter.offset, "detail": letter.detail[:_DETAIL_CHARACTERS],
             }
         )  # fmt: skip
+        chunk.hold()
 
         def acknowledged() -> None:
             count()

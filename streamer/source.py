@@ -883,7 +883,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
 
 
 def _forget_commits() -> None:
-    """Let requests to commit that were given up end as they may: nobody waits for them, and their failure is no news."""
+    """Let requests to commit that were given up end as they may: nobody waits for them, their failure is no news."""
     for task in asyncio.all_tasks():
         if getattr(task.get_coro(), "__qualname__", "") == "GroupCoordinator._do_commit_offsets":
             task.add_done_callback(lambda done: done.cancelled() or done.exception())

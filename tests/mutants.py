@@ -437,9 +437,16 @@ MUTANTS = (
     Mutant(
         "keys that fail may take every slot",
         "delivery.py",
-        "max(1, self.concurrency // 4)",
-        "self.concurrency",
+        "self._probing < max(1, limit // 4)",
+        "self._probing < limit",
         DELIVERY + "test_keys_that_fail_take_at_most_a_quarter_of_the_slots",
+    ),
+    Mutant(
+        "a key that leaves requests unanswered keeps its slots",
+        "delivery.py",
+        "            self._regular -= 1\n            self._doubtful += 1\n            destination.doubt(now)\n",
+        "            pass\n",
+        "test_lanes.py::test_five_hundred_keys_that_time_out_do_not_slow_the_others",
     ),
     Mutant(
         "a burst costs one token",

@@ -120,6 +120,7 @@ EXPECTED: dict[str, tuple[str, list[dict[str, str]]]] = {
     "config_flush_max_calls": ("gauge", [{}]),
     "config_flush_max_bytes": ("gauge", [{}]),
     "build_info": ("gauge", []),  # an info, which the classic format knows as a gauge
+    "config_info": ("gauge", []),
     "event_loop_lag_seconds": ("histogram", [{}]),
     "hook_failures": (
         "counter",
@@ -146,7 +147,12 @@ class Service:
     def __post_init__(self) -> None:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(
-            self.registry, self.read, interval_seconds=1.5, max_calls=2500, max_bytes=475_000
+            self.registry,
+            self.read,
+            interval_seconds=1.5,
+            max_calls=2500,
+            max_bytes=475_000,
+            config_hash="0a1b2c3d",
         )
 
     def read(self) -> Readings:
@@ -382,6 +388,13 @@ def test_what_is_read_at_the_scrape() -> None:
     assert service.value("config_flush_interval_seconds") == 1.5
     assert service.value("config_flush_max_calls") == 2500
     assert service.value("config_flush_max_bytes") == 475_000
+    assert service.value("config_info", hash="0a1b2c3d") == 1
+    service.metrics.tuned(3.0, 100, 50_000, "4e5f6071")
+    assert service.value("config_flush_interval_seconds") == 3
+    assert service.value("config_flush_max_calls") == 100
+    assert service.value("config_flush_max_bytes") == 50_000
+    assert service.value("config_info", hash="4e5f6071") == 1
+    assert service.registry.get_sample_value("streamer_config_info", {"hash": "0a1b2c3d"}) is None
     service.lag = service.committed = {}
     service.oldest_pending_ms = None
     families = service.families()

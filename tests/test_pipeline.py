@@ -28,7 +28,7 @@ from streamer.demo.events import generate
 from streamer.errors import StartError
 from streamer.hooks import Hooks
 from streamer.mock_segment import Fault, MockSegment
-from streamer.pipeline import Pipeline, make_transform
+from streamer.pipeline import Pipeline, config_hash, make_transform
 from whole_pipeline import WRITE_KEY
 
 if TYPE_CHECKING:
@@ -596,3 +596,14 @@ def test_while_segment_hangs_memory_is_bounded_the_member_stays_and_the_backlog_
             assert_balances(pipeline, 20_000)
 
     asyncio.run(main())
+
+
+def test_the_hash_of_the_settings_changes_with_each_but_not_with_a_secret() -> None:
+    def hashed(**settings: str) -> str:
+        environ = {f"STREAMER_{name.upper()}": value for name, value in settings.items()}
+        return config_hash(load_config(None, {}, {"SEGMENT_API_WRITE_KEY": "one", **environ}))
+
+    first = hashed()
+    assert first == hashed()
+    assert first == hashed(segment__write_key="another")
+    assert len({first, hashed(flush__interval="2s"), hashed(kafka__topics="another")}) == 3
