@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from streamer.core.account import Account
-from streamer.core.aggregate import CALL_OVERHEAD, PROFILE_OVERHEAD, Lane, Merging
+from streamer.core.aggregate import CALL_OVERHEAD, CLOSED_OVERHEAD, Lane, Merging, open_bytes
 from streamer.core.batch import ENVELOPE_BYTES, MAIN_TYPES, Limits
 from streamer.core.budget import Budget
 from streamer.core.model import Changed, Contribution, Formatted, Main
@@ -776,11 +776,15 @@ class AnyInterleaving(RuleBasedStateMachine):
         used = DIGEST_BYTES * len(self.digests)
         assert len(self.digests) <= self.most_digests
         for batch in self.batches():
-            merged = sum(kind not in MAIN_TYPES for kind in batch.types)
-            used += sum(map(len, batch.calls)) + CALL_OVERHEAD * len(batch)
-            used += PROFILE_OVERHEAD * merged
+            for kind, call in zip(batch.types, batch.calls, strict=True):
+                if kind in MAIN_TYPES:
+                    used += len(call) + CALL_OVERHEAD
+                elif batch.trigger:
+                    used += len(call) + CALL_OVERHEAD + CLOSED_OVERHEAD
+                else:
+                    used += open_bytes(len(call))
         for waiting in self.lane._waiting.values():
-            used += sum(len(one.data) + CALL_OVERHEAD + PROFILE_OVERHEAD for one in waiting)
+            used += sum(open_bytes(len(one.data)) for one in waiting)
         assert self.share.used == self.budget.used == used
 
     @invariant()
