@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,12 +38,14 @@ class Sample(NamedTuple):
     Attributes:
         number: counts up by one from sample to sample.
         at: when, in seconds since 1970.
-        values: by name, with the labels' values: `streamer_calls_total{track,delivered}`.
+        names: of its values, with the labels' values: `streamer_calls_total{track,delivered}`. Samples share them.
+        values: in the order of the names.
     """
 
     number: int
     at: float
-    values: dict[str, float]
+    names: tuple[str, ...]
+    values: array[float]
 
 
 class Console:
@@ -63,7 +66,11 @@ class Console:
         due = clock()
         while True:
             number = self._samples[-1].number + 1 if self._samples else 0
-            self._samples.append(Sample(number, time.time(), self._collect()))
+            values = self._collect()
+            names = tuple(values)
+            if self._samples and self._samples[-1].names == names:
+                names = self._samples[-1].names
+            self._samples.append(Sample(number, time.time(), names, array("d", values.values())))
             self._news.set()
             self._news = asyncio.Event()
             due = max(due + INTERVAL, clock())

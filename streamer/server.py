@@ -107,8 +107,12 @@ class Sample(Protocol):
         """When, in seconds since 1970."""
 
     @property
-    def values(self) -> Mapping[str, float]:
-        """By name."""
+    def names(self) -> Sequence[str]:
+        """Of its values."""
+
+    @property
+    def values(self) -> Sequence[float]:
+        """In the order of the names."""
 
 
 class Samples(Protocol):
@@ -274,15 +278,15 @@ def _events(pages: Pages) -> _Handler:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_HEADERS})
         try:
             await response.prepare(request)
-            names: list[str] = []
+            names: Sequence[str] = ()
             number = 0
             while True:
                 for sample in await pages.samples.since(number):
                     number = sample.number + 1
-                    if list(sample.values) != names:
-                        names = list(sample.values)
+                    if sample.names != names:
+                        names = sample.names
                         await response.write(_event("names", names))
-                    await response.write(_event("sample", [sample.at, *sample.values.values()]))
+                    await response.write(_event("sample", [sample.at, *sample.values]))
                 await response.write(_event("state", pages.state()))
         except ConnectionError:
             return response  # the page was closed

@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-FETCH_BYTES = 1024 * 1024
-"""The most that one fetch brings of one partition, a single larger record apart."""
+FETCH_BYTES = 512 * 1024
+"""The most that one fetch brings of one partition, a single larger record apart. As much waits when reading stops."""
 DRAIN_TIMEOUT = 5.0
 """Seconds that a revocation waits for requests that are under way."""
 

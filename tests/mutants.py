@@ -348,6 +348,13 @@ MUTANTS = (
         BUDGET + "test_from_its_limit_on_the_budget_is_spent_and_below_it_is_not",
     ),
     Mutant(
+        "calls are kept in the buffers in which they were made",
+        "core/budget.py",
+        'return b"".join((data, b""))',
+        "return data",
+        AGGREGATE + "test_what_the_budget_has_of_calls_is_no_less_than_the_memory_that_they_take",
+    ),
+    Mutant(
         "what a chunk keeps is never given back",
         "core/offsets.py",
         "            self._share.give(self._kept)\n",

@@ -20,7 +20,7 @@ import virtual_time
 from kafka_broker.broker import free_port
 from kafka_broker.topics import Kafka, ToProduce, fresh_name
 from streamer.config import load_config
-from streamer.core.aggregate import CALL_OVERHEAD, PROFILE_OVERHEAD
+from streamer.core.aggregate import CALL_OVERHEAD, open_bytes
 from streamer.core.bisection import WITNESS_BYTES
 from streamer.core.model import Formatted
 from streamer.core.transform import Transform
@@ -545,8 +545,7 @@ def budget_of_a_read(records: list[ToProduce]) -> int:
         assert isinstance(made, Formatted)
         size = len(record.value or b"") + len(made.main) + CALL_OVERHEAD
         for contribution in made.contributions:
-            size += len(orjson.dumps(contribution.call)) + len(contribution.traits_json)
-            size += CALL_OVERHEAD + PROFILE_OVERHEAD
+            size += open_bytes(len(orjson.dumps(contribution.call)) + len(contribution.traits_json))
         sizes.append(size)
     return sum(sorted(sizes)[-500:])
 

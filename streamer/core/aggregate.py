@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 import orjson
 
 from streamer.core.batch import FURTHER, Batch
+from streamer.core.budget import compact
 from streamer.core.model import CALL_TYPES, Contribution, Main
 from streamer.core.validate import MAX_CALL_BYTES
 
@@ -46,7 +47,21 @@ CALL_OVERHEAD = 120
 """Bytes of memory that a call in a batch takes besides its own, for the budget."""
 
 PROFILE_OVERHEAD = 4000
-"""Bytes of memory that a profile's unsettled call takes besides its own (the dicts of its traits), for the budget."""
+"""Bytes of memory that an identify or group call takes besides its own as long as others may merge with it, for the
+budget: the dicts of its traits."""
+
+TRAITS_FACTOR = 3
+"""How often what such a call says stands in memory until then: the call, its traits as JSON, and as objects."""
+
+CLOSED_OVERHEAD = 300
+"""What is left of that once its batch is closed, when the call stands there once: the profile's name and place."""
+
+_PROFILES = (_TYPE_INDEX["identify"], _TYPE_INDEX["group"])
+
+
+def open_bytes(size: int) -> int:
+    """Say for the budget what memory an identify or group call of `size` bytes takes, waiting or in an open batch."""
+    return TRAITS_FACTOR * size + CALL_OVERHEAD + PROFILE_OVERHEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +182,6 @@ class Lane:
         contributions, kind, main = formatted
         if self._suppression is not None:
             contributions = self._needed(self._suppression, contributions, chunk.read_at)
-        taken = 0
         for new in contributions:
             profile = new.profile
             if profile in self._batches:
@@ -175,12 +189,12 @@ class Lane:
                 continue
             data = self._begin(new)
             size = len(data)
-            taken += size + CALL_OVERHEAD + PROFILE_OVERHEAD
+            self.share.take(open_bytes(size))
             self._place(self._room(size, chunk.read_at), new, data, chunk, record)
         size = len(main)
         batch = self._room(size, chunk.read_at)
-        batch.append(main, _TYPE_INDEX[kind], chunk, record)
-        self.share.take(taken + size + CALL_OVERHEAD)
+        batch.append(compact(main), _TYPE_INDEX[kind], chunk, record)
+        self.share.take(size + CALL_OVERHEAD)
         if len(batch.calls) >= self._limits.max_calls:
             self.close("calls", chunk.read_at)
 
@@ -191,7 +205,7 @@ class Lane:
             taken = self._needed(self._suppression, changed.taken, chunk.read_at)
         for call in taken:
             if isinstance(call, Main):
-                data, kind = call.serialised, _TYPE_INDEX[call.type]
+                data, kind = compact(call.serialised), _TYPE_INDEX[call.type]
                 batch = self._room(len(data), chunk.read_at)
                 batch.append(data, kind if call.decides else kind | FURTHER, chunk, record)
                 self.share.take(len(data) + CALL_OVERHEAD)
@@ -199,7 +213,7 @@ class Lane:
                 self._add_behind(call, chunk, record)
             else:
                 data = self._begin(call)
-                self.share.take(len(data) + CALL_OVERHEAD + PROFILE_OVERHEAD)
+                self.share.take(open_bytes(len(data)))
                 self._place(self._room(len(data), chunk.read_at), call, data, chunk, record)
         if self.open is not None and len(self.open.calls) >= self._limits.max_calls:
             self.close("calls", chunk.read_at)
@@ -241,6 +255,14 @@ class Lane:
         batch.trigger = trigger
         batch.closed_at = now
         self._last.clear()
+        sizes = [
+            len(call)
+            for kind, call in zip(batch.types, batch.calls, strict=True)
+            if kind in _PROFILES
+        ]
+        self.share.give(
+            len(sizes) * (PROFILE_OVERHEAD - CLOSED_OVERHEAD) + (TRAITS_FACTOR - 1) * sum(sizes)
+        )
         self.open = None
         self.ready.append(batch)
 
@@ -263,9 +285,10 @@ class Lane:
             batch: one of this lane, closed.
             now: in seconds.
         """
-        mergeable = sum(batch.types.count(_TYPE_INDEX[kind]) for kind in self._merges)
         self.share.give(
-            sum(map(len, batch.calls)) + CALL_OVERHEAD * len(batch) + PROFILE_OVERHEAD * mergeable
+            sum(map(len, batch.calls))
+            + CALL_OVERHEAD * len(batch)
+            + CLOSED_OVERHEAD * sum(map(batch.types.count, _PROFILES))
         )
         for profile in batch.profiles:
             del self._batches[profile]
@@ -297,7 +320,7 @@ class Lane:
             return
         data = self._begin(new)
         size = len(data)
-        self.share.take(size + CALL_OVERHEAD + PROFILE_OVERHEAD)
+        self.share.take(open_bytes(size))
         batch = self._batches[profile]
         if batch is self.open and not waiting:
             trigger = batch.room(size)
@@ -319,7 +342,8 @@ class Lane:
         """
         self._number += 1
         new.hash.update(self._nonce + self._number.to_bytes(8, "big"))
-        return new.render()
+        new.traits_json = compact(new.traits_json)
+        return compact(new.render())
 
     def _merge_into_open(
         self, old: Contribution, place: int, new: Contribution, chunk: Chunk, record: int
@@ -343,7 +367,7 @@ class Lane:
         data = self._merge(old, new, size + self._limits.max_bytes - batch.size)
         if data is None:
             return False
-        self.share.grow(len(data) - size)
+        self.share.grow(TRAITS_FACTOR * (len(data) - size))
         batch.replace(place, data, chunk, record)
         self._last[new.profile] = (new, place)
         return True
@@ -355,7 +379,7 @@ class Lane:
         data = self._merge(waiting.last, new, MAX_CALL_BYTES)
         if data is None:
             return False
-        self.share.grow(len(data) - len(waiting.data))
+        self.share.grow(TRAITS_FACTOR * (len(data) - len(waiting.data)))
         waiting.replace(new, data, chunk, record)
         return True
 
@@ -373,12 +397,14 @@ class Lane:
         if not self._merges[new.type] or old.pair != new.pair:
             return None
         own = new.traits, new.traits_json, new.hash
-        if new.traits_json != old.traits_json:
+        if new.traits_json == old.traits_json:
+            new.traits_json = old.traits_json
+        else:
             new.traits = {**old.traits, **new.traits}
-            new.traits_json = orjson.dumps(new.traits)
+            new.traits_json = compact(orjson.dumps(new.traits))
         new.hash = own[2].copy()
         new.hash.update(b"\0" + old.hash.digest())
-        data = new.render()
+        data = compact(new.render())
         if len(data) > MAX_CALL_BYTES or len(data) > room:
             new.traits, new.traits_json, new.hash = own
             return None

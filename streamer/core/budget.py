@@ -8,6 +8,15 @@ stops; what is held is never thrown away for it.
 from __future__ import annotations
 
 
+def compact(data: bytes) -> bytes:
+    """Copy what is kept, into as much memory as its length.
+
+    `orjson.dumps` gives bytes in a buffer that it grows by doubling, with room for every character to be escaped, and
+    never cuts: 4 KB for a call of 400 bytes, 64 KB for one of 28,000.
+    """
+    return b"".join((data, b""))
+
+
 class Budget:
     """How many bytes the process holds.
 

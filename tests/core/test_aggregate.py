@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -22,15 +24,19 @@ from hypothesis.stateful import (
 )
 
 from streamer.core.account import Account
-from streamer.core.aggregate import CALL_OVERHEAD, PROFILE_OVERHEAD, Lane, Merging
+from streamer.core.aggregate import CALL_OVERHEAD, CLOSED_OVERHEAD, Lane, Merging, open_bytes
 from streamer.core.batch import ENVELOPE_BYTES, MAIN_TYPES, Limits
 from streamer.core.budget import Budget
-from streamer.core.model import Changed, Contribution, Formatted, Main
+from streamer.core.model import CALL_TYPES, Changed, Contribution, Formatted, Main
 from streamer.core.offsets import Chunk
 from streamer.core.suppression import DIGEST_BYTES, Digests, Suppression
+from streamer.core.transform import Transform
 from streamer.core.validate import MAX_CALL_BYTES
+from streamer.demo.events import generate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from streamer.core.batch import Batch
 
 ROOMY = Limits()
@@ -237,6 +243,63 @@ def test_what_comes_while_its_profile_is_in_flight_waits_merges_and_moves_on() -
     assert bench.lane.idle
     assert [chunk.holders for chunk in bench.chunks] == [0, 0, 0]
     assert bench.budget.used == 0
+
+
+def long_events(size: int) -> Iterator[bytes]:
+    """Events of one visitor each, with so many characters in one attribute and one trait."""
+    for number in count():
+        yield orjson.dumps(
+            {
+                "event_type": "read",
+                "event_timestamp": 1643673911400,
+                "attributes": {"text": "x" * size},
+                "endpoint": {"Id": f"visitor-{number}", "Attributes": {"interest": ["y" * size]}},
+            }
+        )
+
+
+@pytest.mark.parametrize("size", [None, 1, 300, 3_000, 12_000])
+def test_what_the_budget_has_of_calls_is_no_less_than_the_memory_that_they_take(
+    size: int | None,
+) -> None:
+    values = (
+        [event.value for event in islice(generate(1), 600)]
+        if size is None
+        else list(islice(long_events(size), 60))
+    )
+    bench = Bench(Limits(max_calls=10_000, max_bytes=10**9))
+    make = Transform(write_key="key").format
+    lane, share = bench.lane, bench.lane.share
+    chunk = Chunk(("events", 0), range(len(values)), [0] * len(values), [None] * len(values))
+    for kind in CALL_TYPES:
+        bench.ledger.made(kind, 10_000)
+    held = []
+
+    def take_in() -> None:
+        for number, value in enumerate(values):
+            formatted = make(value, 0)
+            if isinstance(formatted, Formatted):
+                lane.add(formatted, chunk, number)
+
+    def measure() -> None:
+        gc.collect()
+        held.append((share.used, tracemalloc.get_traced_memory()[0] - before))
+
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        take_in()
+        measure()  # open
+        lane.close("time", 0.0)
+        measure()  # closed
+        take_in()  # what is said of the same visitors waits
+        measure()
+    finally:
+        tracemalloc.stop()
+    assert lane.waiting_calls
+    for used, real in held:
+        assert used > real > 0
 
 
 def test_a_call_that_moved_on_goes_on_merging() -> None:
@@ -776,11 +839,15 @@ class AnyInterleaving(RuleBasedStateMachine):
         used = DIGEST_BYTES * len(self.digests)
         assert len(self.digests) <= self.most_digests
         for batch in self.batches():
-            merged = sum(kind not in MAIN_TYPES for kind in batch.types)
-            used += sum(map(len, batch.calls)) + CALL_OVERHEAD * len(batch)
-            used += PROFILE_OVERHEAD * merged
+            for kind, call in zip(batch.types, batch.calls, strict=True):
+                if kind in MAIN_TYPES:
+                    used += len(call) + CALL_OVERHEAD
+                elif batch.trigger:
+                    used += len(call) + CALL_OVERHEAD + CLOSED_OVERHEAD
+                else:
+                    used += open_bytes(len(call))
         for waiting in self.lane._waiting.values():
-            used += sum(len(one.data) + CALL_OVERHEAD + PROFILE_OVERHEAD for one in waiting)
+            used += sum(open_bytes(len(one.data)) for one in waiting)
         assert self.share.used == self.budget.used == used
 
     @invariant()
