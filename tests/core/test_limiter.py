@@ -187,7 +187,6 @@ class Simulated:
 
 
 @pytest.mark.no_cover
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("shape", "noise", "sizes", "step"),
     [

@@ -684,7 +684,6 @@ def try_all(family: str, **wrong: Any) -> Counter[str]:
 
 
 @pytest.mark.no_cover
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_small_history_ends_right(family: str) -> None:
     counts = try_all(family)
@@ -693,7 +692,6 @@ def test_every_small_history_ends_right(family: str) -> None:
 
 
 @pytest.mark.no_cover
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("family", "wrong"),
     [
