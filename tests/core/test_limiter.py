@@ -241,7 +241,6 @@ def test_it_gets_there_in_seconds(shape: str, capacity: int, within: float) -> N
     assert simulated.limit.limit == pytest.approx(capacity, rel=0.5, abs=1)
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(("before", "after"), [(4, 40), (40, 4)])
 def test_it_follows_when_the_destination_changes(before: int, after: int) -> None:
     simulated = Simulated("slows", before).run(60.0)
