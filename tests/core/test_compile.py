@@ -166,6 +166,18 @@ def test_what_is_excluded_from_a_profiles_own_mapping_is_in_no_call(
             assert not (isinstance(found, dict) and (set(names) & set(found) or not found))
 
 
+def test_an_object_that_exclusions_leave_empty_goes_with_them() -> None:
+    mapping = default_mapping()
+    mapping["track"]["context"] = "a"
+    transform = Transform(write_key="", mapping=mapping, exclusions=Exclusions(traits=("b",)))
+    event = {"event_type": "e", "event_timestamp": 1, "endpoint": {"Id": "i"}}
+    for traits, kept in (({"b": 1}, {}), ({"b": 1, "c": 2}, {"traits": {"c": 2}})):
+        record = orjson.dumps({**event, "a": {"x": 1, "traits": traits}})
+        calls = transform.calls(record, KAFKA_TIME_MS)
+        assert isinstance(calls, list)
+        assert calls[-1]["context"] == {"x": 1, **kept}
+
+
 def test_what_is_not_set_leaves_no_trace_in_the_code() -> None:
     assert (
         Transform(write_key="key", exclusions=Exclusions()).source
