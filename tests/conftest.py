@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING, Protocol
 
+import hypothesis
 import pytest
 
 from kafka_broker import jars
@@ -100,8 +101,15 @@ def kafka(require: Require) -> Iterator[Kafka]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs the whole-pipeline tests last: a broken unit should show before they start."""
+    """Runs the whole-pipeline tests last, and properties untraced.
+
+    A broken unit should show before the whole pipeline starts. Coverage's tracer costs a property several times its
+    own time, and says nothing: lines that only a random example reaches would be covered by luck.
+    """
     items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)
+    for item in items:
+        if isinstance(item, pytest.Function) and hypothesis.is_hypothesis_test(item.obj):
+            item.add_marker("no_cover")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -304,7 +304,7 @@ def test_a_stop_without_kafka_is_quick(unused_address: str) -> None:
         started = time.monotonic()
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < 10.0
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())

@@ -6,8 +6,10 @@ import asyncio
 import socket
 from collections import Counter
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import aiohttp
 import orjson
@@ -19,6 +21,7 @@ from structlog.testing import capture_logs
 import virtual_time
 from kafka_broker.broker import free_port
 from kafka_broker.topics import Kafka, ToProduce, fresh_name
+from streamer.backlog import look
 from streamer.config import load_config
 from streamer.core.aggregate import CALL_OVERHEAD, open_bytes
 from streamer.core.bisection import WITNESS_BYTES
@@ -77,7 +80,7 @@ async def running(pipeline: Pipeline) -> AsyncIterator[asyncio.Event]:
             await task
 
 
-async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     """Waits until something is so."""
     async with asyncio.timeout(seconds):
         while not condition():
@@ -137,7 +140,12 @@ def test_a_stop_sends_what_is_open_commits_it_and_leaves_the_group(kafka: Kafka)
         await kafka.produce(topic, some(300, seed=21))
         async with MockSegment() as segment:
             pipeline = make_pipeline(
-                kafka.bootstrap, topic, segment.url, group, flush__interval=NEVER
+                kafka.bootstrap,
+                topic,
+                segment.url,
+                group,
+                flush__interval=NEVER,
+                kafka__session_timeout="120s",
             )
             async with running(pipeline):
                 await until(lambda: pipeline.account.consumed.total() == 300)
@@ -151,7 +159,7 @@ def test_a_stop_sends_what_is_open_commits_it_and_leaves_the_group(kafka: Kafka)
             second = make_pipeline(kafka.bootstrap, topic, segment.url, group)
             async with running(second):
                 await kafka.produce(topic, some(10, seed=22))
-                await until(lambda: mains(segment) == 310, 5)
+                await until(lambda: mains(segment) == 310, 60)
             assert not segment.stats.duplicates
 
     asyncio.run(main())
@@ -208,7 +216,7 @@ def test_partitions_that_go_to_another_member_are_sent_and_committed_before_that
                     await until(lambda: mains(segment) == 300)
                     counts = await metrics(first)
                     assert counts["streamer_batches_closed_total", "rebalance"] >= 1
-                    async with asyncio.timeout(30):
+                    async with asyncio.timeout(60):
                         while (await metrics(first))["streamer_assigned_partitions",] != 2:
                             await asyncio.sleep(0.05)
                     await until(lambda: second.not_ready() == [])
@@ -239,7 +247,8 @@ def page_views(count: int, visitor: str = "a") -> list[ToProduce]:
 
 async def first_starts(pipeline: Pipeline, consumed: int, lines: int = 1) -> list[Any]:
     """Runs it until it has consumed so many records and said so much of first starts; gives these lines."""
-    with capture_logs() as logs:
+    patient = partial(look, timeout_seconds=60.0)  # Kafka shares the machine with other tests
+    with capture_logs() as logs, patch("streamer.pipeline.look", patient):
         async with running(pipeline):
             await until(
                 lambda: (
@@ -341,7 +350,7 @@ def test_without_kafka_it_lives_is_not_ready_says_why_and_stops(kafka: Kafka) ->
         server = f"127.0.0.1:{free_port()}"
         pipeline = make_pipeline(server, "events", "http://127.0.0.1:9/v1/batch")
         async with running(pipeline) as stop:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while (await not_ready(pipeline)) != (
                     f"Kafka: {server}: connection refused: nothing listens there"
                 ):
@@ -351,7 +360,7 @@ def test_without_kafka_it_lives_is_not_ready_says_why_and_stops(kafka: Kafka) ->
         topic = await kafka.create_topic()
         pipeline = make_pipeline(kafka.bootstrap, topic, "http://127.0.0.1:9/v1/batch")
         async with running(pipeline):
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while await not_ready(pipeline):
                     await asyncio.sleep(0.05)
 
@@ -365,7 +374,7 @@ def test_a_write_key_that_segment_refuses_is_said_and_drops_nothing(kafka: Kafka
         async with MockSegment(faults=[Fault(kind="answer", status=401)]) as segment:
             pipeline = make_pipeline(kafka.bootstrap, topic, segment.url, group)
             async with running(pipeline) as stop:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     while "segment.write_key" not in (reason := await not_ready(pipeline)):
                         await asyncio.sleep(0.05)
                 assert WRITE_KEY not in reason
@@ -550,7 +559,6 @@ def budget_of_a_read(records: list[ToProduce]) -> int:
     return sum(sorted(sizes)[-500:])
 
 
-@pytest.mark.timeout(180)
 def test_while_segment_hangs_memory_is_bounded_the_member_stays_and_the_backlog_drains_after(
     kafka: Kafka,
 ) -> None:
@@ -574,7 +582,7 @@ def test_while_segment_hangs_memory_is_bounded_the_member_stays_and_the_backlog_
             async with running(pipeline):
                 budget = pipeline._budget
                 await until(lambda: pipeline._delivery.in_flight == concurrency)
-                async with asyncio.timeout(10):  # what a read has brought may be spent for a moment
+                async with asyncio.timeout(60):  # what a read has brought may be spent for a moment
                     while not (await metrics(pipeline))["streamer_paused_seconds_total",]:
                         await asyncio.sleep(0.05)
                 consumed = pipeline.account.consumed.total()

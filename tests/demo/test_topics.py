@@ -30,7 +30,7 @@ def test_letters_are_read_as_they_come() -> None:
                 headers = [(f"streamer-{name}", text.encode()) for name, text in said.items()]
                 headers.append(("streamer-offset", str(number).encode()))
                 await producer.send_and_wait("letters", b"x", headers=headers, partition=1)
-            await letters.until(30, 20)
+            await letters.until(30, 60)
             await letters.until(31, 0.1)  # which doesn't come
             following.cancel()
             await asyncio.wait({following})
@@ -50,7 +50,7 @@ def test_topics_are_made_and_removed(kafka: Kafka) -> None:
         await make(kafka.bootstrap, [name])
         with pytest.raises(StartError, match=rf"{name}: .*AlreadyExists"):
             await make(kafka.bootstrap, [name])
-        async with asyncio.timeout(20):  # Kafka tells it a moment later
+        async with asyncio.timeout(60):  # Kafka tells it a moment later
             while name not in kafka._admin.list_topics(timeout=20).topics:
                 await asyncio.sleep(0.05)
         assert len(kafka._admin.list_topics(timeout=20).topics[name].partitions) == 4
