@@ -281,9 +281,9 @@ class Delivery:
                 if self._may_send():
                     if now >= min(give_up_at, looked + _LOOK_INTERVAL):
                         looked, give_up_at = now, self._give_up(now)
-                    due = min(give_up_at, self._start(group, now))
-                    if len(self._proven) < len(self._routes):
-                        due = min(due, looked + _LOOK_INTERVAL)
+                    else:
+                        due = looked + _LOOK_INTERVAL
+                    due = min(due, give_up_at, self._start(group, now))
                 else:
                     self._concurrency.binds(now, binding=False)
                 try:
