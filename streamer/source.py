@@ -836,7 +836,9 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         offsets = {}
         again = time.monotonic() < self._commit_again_until
         for partition in self.assignment or ():
-            position = await self._position(consumer, partition)
+            # Before it is placed, a read that failed may have moved a position past what nobody has.
+            placed = self.assignment is self._placed
+            position = await self._position(consumer, partition) if placed else None
             # No await between the position and this: a record read in between would be skipped.
             committable = self._handler.committable(partition, position)
             news = again or committable != self.committed.get(partition)

@@ -185,6 +185,13 @@ MUTANTS = (
         DELIVERY + "test_an_answer_after_the_end_counts_nowhere",
     ),
     Mutant(
+        "a position that a failed read has moved is committed",
+        "source.py",
+        "if placed else None",
+        "if True else None",
+        "test_pipeline_model.py::TestAnyWorld::runTest",
+    ),
+    Mutant(
         "commits go on after one that a rebalance refused",
         "source.py",
         "            self._commit_gate = False\n        except KafkaError",

@@ -12,7 +12,7 @@ import random
 import sys
 from base64 import b64encode
 from collections import Counter, deque
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -23,7 +23,8 @@ from unittest.mock import patch
 import orjson
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
-from aiokafka.errors import CommitFailedError, KafkaError
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.protocol.group import HeartbeatRequest, SyncGroupRequest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -152,6 +153,8 @@ _events = st.fixed_dictionaries(
 """`secret` isn't forwarded, and what is `broken` becomes a dead letter."""
 
 
+SESSION = 6.0
+
 _pauses = st.sampled_from([0.0, 0.06, 0.3, 1.01, 2.5])
 """Seconds. A batch closes after a tenth of a second or after a second, commits go out once a second."""
 
@@ -192,6 +195,7 @@ class Group:
         self.wrong: list[str] = []
         self.commit_faults: deque[str] = deque()
         self.fetch_faults = 0
+        self.tasks: set[asyncio.Task[None]] = set()
         self._stale = False
         self._sharing: asyncio.Task[None] | None = None
 
@@ -234,6 +238,10 @@ class Consumer:
         self.positions: dict[Partition, int] = {}
         self.wake = asyncio.Event()
         self._started = asyncio.Event()
+        self._client = SimpleNamespace(send=self._coordinate)  # `Source` listens to it
+        self._silent = False  # whether the coordinator doesn't hear of it
+        self._fetcher = SimpleNamespace(error_future=asyncio.get_running_loop().create_future())
+        self._subscription = SimpleNamespace()
 
     def subscribe(self, *, pattern: str, listener: ConsumerRebalanceListener) -> None:
         assert pattern
@@ -243,6 +251,9 @@ class Consumer:
         self.group.consumers.append(self)
         self.group.rebalance()
         await self._started.wait()
+        beating = asyncio.create_task(self._beat())
+        self.group.tasks.add(beating)
+        beating.add_done_callback(self.group.tasks.discard)
 
     async def stop(self) -> None:
         if self.phase != "gone":
@@ -254,6 +265,21 @@ class Consumer:
         self.phase = "gone"
         if self in self.group.consumers:
             self.group.consumers.remove(self)
+
+    # --- heartbeats ---
+
+    async def _coordinate(self, _node: int, request: object) -> Any:
+        """Answer as the coordinator does, by error code."""
+        if self._silent:
+            raise KafkaError("no answer")
+        code = {"owning": 0, "revoking": 27, "joining": 27}.get(self.phase, 25)
+        return SimpleNamespace(error_code=0 if isinstance(request, SyncGroupRequest) else code)
+
+    async def _beat(self) -> None:
+        while self.phase != "gone":
+            with suppress(KafkaError):
+                await self._client.send(0, object.__new__(HeartbeatRequest))
+            await asyncio.sleep(2.0)
 
     # --- rebalances ---
 
@@ -274,13 +300,19 @@ class Consumer:
         self.refused = False
         self.tps = {TopicPartition(*partition) for partition in partitions}
         self.positions = {(tp.topic, tp.partition): -1 for tp in self.tps}
+        self._silent = False
         self._started.set()
         self.wake.set()
+        await self._client.send(0, object.__new__(SyncGroupRequest))
         await self.listener.on_partitions_assigned(self.tps)  # begins before anything else runs
 
     async def evicted_for(self, seconds: float) -> None:
-        """Be thrown out of the group, and learn of it later."""
-        if self.phase != "owning":  # it left, or a rebalance began, before this ran
+        """Be thrown out of the group after a session without a heartbeat, and learn of it later."""
+        self._silent = True
+        await asyncio.sleep(SESSION)
+        if (
+            self.phase != "owning" or not self._silent
+        ):  # it left, or a rebalance began, before this ran
             return
         self.group.consumers.remove(self)
         self.phase = "evicted"
@@ -337,6 +369,18 @@ class Consumer:
         if position < 0:
             raise KafkaError("not known yet")
         return position
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        if (tp.topic, tp.partition) not in self.positions:
+            raise IllegalStateError
+        self.positions[tp.topic, tp.partition] = offset
+
+    def subscription(self) -> set[str]:
+        return {TOPIC}
+
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        assert topic == TOPIC
+        return {number for _, number in PARTITIONS}
 
     async def committed(self, tp: TopicPartition) -> int:
         await asyncio.sleep(0)
@@ -522,6 +566,7 @@ def configured(
         "segment__endpoint": "http://127.0.0.1:9/v1/batch",
         "kafka__bootstrap_servers": "127.0.0.1:9",
         "kafka__topic_pattern": f"^{TOPIC}$",
+        "kafka__session_timeout": f"{SESSION:.0f}s",
         "dead_letter__topic": "letters",
         "groups": orjson.dumps(GROUPS).decode(),
         "transform__drop_events": "secret",
@@ -608,6 +653,7 @@ class AnyWorld(RuleBasedStateMachine):
             (source_module, "AIOKafkaConsumer", consumer),
             (source_module, "failure", reachable),
             (source_module, "time", SimpleNamespace(monotonic=loop.time)),
+            (source_module, "_clock", loop.time),
         ]:
             self.stack.enter_context(patch.object(module, name, fake))
         if stretches:  # the loop has a turn after each record
