@@ -189,7 +189,7 @@ MUTANTS = (
         "source.py",
         "if placed else None",
         "if True else None",
-        "test_pipeline_model.py::TestAnyWorld::runTest",
+        SOURCE + "test_nothing_is_committed_between_a_generation_that_has_ended_and_the_next",
     ),
     Mutant(
         "commits go on after one that a rebalance refused",
