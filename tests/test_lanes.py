@@ -257,6 +257,28 @@ def test_a_lone_key_is_waited_for_however_slow() -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
+def test_batches_that_close_before_a_long_interval_is_over_leave_nothing_behind() -> None:
+    """Each open one has its time; most are full hours before that."""
+
+    async def main() -> None:
+        world = World(FakeSegment(), 3, 0, 8)
+        world.delivery.interval_seconds = 24 * 3600.0
+        running = asyncio.create_task(world.delivery.run())
+        for _ in range(200):
+            for key, lane in world.lanes.items():
+                world.add(key)
+                world.delivery.notify()
+                await asyncio.sleep(0.001)
+                lane.close("calls", asyncio.get_running_loop().time())
+            world.delivery.notify()
+            await asyncio.sleep(LATENCY * 2)
+        assert len(world.accepted) == 600
+        assert len(world.delivery._timers) < 300
+        running.cancel()
+
+    run(main())
+
+
 def make_pipeline(segment: FakeSegment, sites: int, **settings: str) -> Pipeline:
     keys = {str(site): f"ok-{site}" for site in range(sites)}
     variables = {
