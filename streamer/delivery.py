@@ -533,6 +533,7 @@ class Delivery:
             )
         route.lane.ready.remove(batch)
         self._settle(route, batch, now)
+        self._unseen[route] = None  # what was behind it may be sent
         if now >= self._say_given_up_at:
             self._say_given_up_at = now + _SAY_AGAIN
             log.error(

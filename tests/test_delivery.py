@@ -397,6 +397,36 @@ def test_a_budget_that_a_body_spends_closes_what_is_open() -> None:
     tell(story)
 
 
+def test_what_is_behind_a_batch_that_is_given_up_is_sent_at_once() -> None:
+    """Nothing else tells its lane that there is something to send, until the time of what was given up."""
+
+    async def story() -> None:
+        def answer(attempt: Attempt) -> Outcome:
+            if attempt.key != "held" or "later" in attempt.ids:
+                return OK
+            return Retry("rate_limited", "429", 429, 1.0) if attempt.at < 1.0 else BAD_REQUEST
+
+        async with Rig(
+            FakeSegment(answer),
+            limits=Limits(max_calls=2),
+            interval_seconds=600.0,
+            max_hold_seconds=20.0,
+        ) as rig:
+            lane, other = rig.lane("held"), rig.lane("other")
+            rig.add(lane, "first", user="u")
+            await asyncio.sleep(1.0)
+            rig.add(other, "a", "b")
+            await asyncio.sleep(4.0)
+            rig.add(lane, "later", user="u")  # its identify call waits for the other one
+            assert rig.notes.convicted == []
+            await rig.idle(lane, other)
+            assert len(rig.notes.convicted) == 2
+            assert rig.segment.attempts[-1].at < 25.0
+            rig.assert_settled()
+
+    tell(story)
+
+
 def test_with_no_slot_free_a_batch_goes_on_filling() -> None:
     """Pressure makes batches larger instead of more."""
 
