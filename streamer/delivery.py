@@ -346,9 +346,8 @@ class Delivery:
         Returns:
             When to look again, in seconds; infinity for when something happens.
         """
-        spent = any(lane.share.spent for lane in islice(self._routes, 1))  # they share one budget
+        spent, self._spent = self._spent, self._memory_spent()
         if spent != self._spent:
-            self._spent = spent
             self._unseen.update(dict.fromkeys(self._routes.values()))
         while self._timers and self._timers[0][0] <= now:
             at, _, route = heappop(self._timers)
@@ -371,12 +370,16 @@ class Delivery:
             self._look(chosen, now)
         else:
             waits = self._head(_Class.PROVEN if self._proven else _Class.ASKED) is not None
+        self._spent = self._memory_spent()  # what has closed gives some back
         self._concurrency.binds(now, binding=waits)
         if waits:
             due = self._doubt(now)
         if self._timers:  # whoever was just started may have set the next one
             due = min(due, self._timers[0][0])
         return due  # or an attempt that ends wakes us
+
+    def _memory_spent(self) -> bool:
+        return any(lane.share.spent for lane in islice(self._routes, 1))  # they share one budget
 
     def _look(self, route: _Route, now: float) -> None:
         """Put a lane into the queue in which it belongs, or note when to look at it again."""
