@@ -1005,6 +1005,10 @@ def change_live(before: Config, values: Mapping[str, Any]) -> Config:
         elif key in SETTINGS:
             can = ", ".join(LIVE_SETTINGS)
             problems.append(f"{key}: can't change while streamer runs; what can: {can}")
+        elif any(setting.startswith(f"{key}.") for setting in SETTINGS):
+            problems.append(
+                f'{key}: is a section; name its settings by dotted keys, such as "flush.interval"'
+            )
         else:
             problems.append(f"{key}: {_unknown(key, list(LIVE_SETTINGS))}")
     try:

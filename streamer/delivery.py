@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count, islice
 from typing import TYPE_CHECKING, Protocol, TypedDict
 
@@ -48,6 +48,7 @@ _DOUBTFUL = (
 _PATIENCE = 1.0  # seconds; a request without an answer for longer, and for so many times as long as others take, ...
 _SLOWER = 4.0  # ... is no reason to let others wait
 _BODY_FACTOR = 1.5  # a body and its compressed copy, in bytes of the body
+_SPARE = 100  # so many places may stand in a queue that hold no more, beside one a lane
 _PROBED_BATCHES = 8  # so many batches are closed to be probes; with more, pressure would no longer make batches larger
 _UNPROVEN = " (for segment.max_hold; nothing else was accepted, so the destination may be at fault)"
 
@@ -345,9 +346,8 @@ class Delivery:
         Returns:
             When to look again, in seconds; infinity for when something happens.
         """
-        spent = any(lane.share.spent for lane in islice(self._routes, 1))  # they share one budget
+        spent, self._spent = self._spent, self._memory_spent()
         if spent != self._spent:
-            self._spent = spent
             self._unseen.update(dict.fromkeys(self._routes.values()))
         while self._timers and self._timers[0][0] <= now:
             at, _, route = heappop(self._timers)
@@ -356,12 +356,12 @@ class Delivery:
                 self._unseen[route] = None
         while self._unseen:
             self._look(self._unseen.popitem()[0], now)
-        due = self._timers[0][0] if self._timers else _NEVER
+        due = _NEVER
         waits = False
         while (chosen := self._turn()) is not None:
             token = self._rate.ready_at(now)
             if token > now:
-                due = min(due, token)
+                due = token
                 break
             batch, _ = self._next(chosen, now)
             if batch is not None:  # a batch that closed for memory may have been enough
@@ -370,8 +370,16 @@ class Delivery:
             self._look(chosen, now)
         else:
             waits = self._head(_Class.PROVEN if self._proven else _Class.ASKED) is not None
+        self._spent = self._memory_spent()  # what has closed gives some back
         self._concurrency.binds(now, binding=waits)
-        return min(due, self._doubt(now) if waits else _NEVER)  # or an attempt that ends wakes us
+        if waits:
+            due = self._doubt(now)
+        if self._timers:  # whoever was just started may have set the next one
+            due = min(due, self._timers[0][0])
+        return due  # or an attempt that ends wakes us
+
+    def _memory_spent(self) -> bool:
+        return any(lane.share.spent for lane in islice(self._routes, 1))  # they share one budget
 
     def _look(self, route: _Route, now: float) -> None:
         """Put a lane into the queue in which it belongs, or note when to look at it again."""
@@ -392,6 +400,10 @@ class Delivery:
         if since < _NEVER:
             queue = self._timers if kind is None else self._queues[kind]
             heappush(queue, (since, next(self._numbers), route))
+            if len(queue) > 2 * len(self._routes) + _SPARE:
+                valid = (entry for entry in queue if entry[2].place == (kind, entry[0]))
+                queue[:] = {entry[2]: entry for entry in valid}.values()
+                heapify(queue)
 
     def _head(self, kind: _Class) -> tuple[float, int, _Route] | None:
         """Give who waits longest of a class."""
@@ -524,6 +536,7 @@ class Delivery:
             )
         route.lane.ready.remove(batch)
         self._settle(route, batch, now)
+        self._unseen[route] = None  # what was behind it may be sent
         if now >= self._say_given_up_at:
             self._say_given_up_at = now + _SAY_AGAIN
             log.error(
@@ -605,6 +618,8 @@ class Delivery:
             raise RuntimeError("neither a part of a batch nor a witness is to be sent")
         held = int(len(body) * _BODY_FACTOR)
         lane.share.take(held)
+        if lane.share.spent and not self._spent:
+            self._wake.set()  # what is open closes
         try:
             answer = await self._transport.attempt(lane.write_key, body, tries)
         finally:

@@ -354,6 +354,79 @@ def test_a_full_batch_is_sent_at_once(limits: Limits, trigger: str) -> None:
     tell(story)
 
 
+def test_what_is_open_closes_in_time_while_a_full_batch_of_its_lane_is_under_way() -> None:
+    """It became the lane's next one only when the full one was sent."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(), limits=Limits(max_calls=2)) as rig:
+            rig.segment.latency = lambda attempt: 10.0 if "a" in attempt.ids else LATENCY
+            lane = rig.lane()
+            rig.add(lane, "first")
+            await rig.idle(lane)
+            began = clock()
+            rig.add(lane, "a", "b", "c")
+            await rig.idle(lane)
+            sent = {attempt.ids[0]: attempt.at - began for attempt in rig.segment.attempts}
+            assert sent["a"] == 0.0
+            assert sent["c"] == pytest.approx(1.0)
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_a_budget_that_a_body_spends_closes_what_is_open() -> None:
+    """Nothing else may happen until that request has its answer."""
+
+    async def story() -> None:
+        async with Rig(
+            FakeSegment(), limits=Limits(max_calls=1), interval_seconds=600.0, memory=5000
+        ) as rig:
+            rig.segment.latency = lambda attempt: 10.0 if "large" in attempt.ids else LATENCY
+            other = rig.lane("other")
+            rig.limits = ROOMY
+            lane = rig.lane()
+            rig.add(lane, "small")
+            rig.add(other, "large", padding=2500)
+            assert not rig.budget.spent
+            await asyncio.sleep(1.0)
+            assert rig.budget.spent
+            assert [attempt.ids for attempt in rig.segment.attempts] == [["large"], ["small"]]
+            await rig.idle(lane, other)
+            rig.assert_settled()
+
+    tell(story)
+
+
+def test_what_is_behind_a_batch_that_is_given_up_is_sent_at_once() -> None:
+    """Nothing else tells its lane that there is something to send, until the time of what was given up."""
+
+    async def story() -> None:
+        def answer(attempt: Attempt) -> Outcome:
+            if attempt.key != "held" or "later" in attempt.ids:
+                return OK
+            return Retry("rate_limited", "429", 429, 1.0) if attempt.at < 1.0 else BAD_REQUEST
+
+        async with Rig(
+            FakeSegment(answer),
+            limits=Limits(max_calls=2),
+            interval_seconds=600.0,
+            max_hold_seconds=20.0,
+        ) as rig:
+            lane, other = rig.lane("held"), rig.lane("other")
+            rig.add(lane, "first", user="u")
+            await asyncio.sleep(1.0)
+            rig.add(other, "a", "b")
+            await asyncio.sleep(4.0)
+            rig.add(lane, "later", user="u")  # its identify call waits for the other one
+            assert rig.notes.convicted == []
+            await rig.idle(lane, other)
+            assert len(rig.notes.convicted) == 2
+            assert rig.segment.attempts[-1].at < 25.0
+            rig.assert_settled()
+
+    tell(story)
+
+
 def test_with_no_slot_free_a_batch_goes_on_filling() -> None:
     """Pressure makes batches larger instead of more."""
 

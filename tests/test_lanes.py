@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -18,7 +19,16 @@ from streamer.core.account import Account
 from streamer.core.aggregate import Lane, Merging
 from streamer.core.batch import Limits
 from streamer.core.budget import Budget
-from streamer.core.model import Delivered, Formatted, Response, Retry
+from streamer.core.model import (
+    Contribution,
+    Delivered,
+    Formatted,
+    Misconfigured,
+    Reason,
+    Refused,
+    Response,
+    Retry,
+)
 from streamer.core.offsets import Chunk
 from streamer.core.suppression import DIGEST_BYTES
 from streamer.delivery import Delivery
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamer.core.batch import Batch
+    from streamer.core.model import Outcome
 
 TIMEOUT = 15.0
 LATENCY = 0.08
@@ -257,6 +268,28 @@ def test_a_lone_key_is_waited_for_however_slow() -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
+def test_batches_that_close_before_a_long_interval_is_over_leave_nothing_behind() -> None:
+    """Each open one has its time; most are full hours before that."""
+
+    async def main() -> None:
+        world = World(FakeSegment(), 3, 0, 8)
+        world.delivery.interval_seconds = 24 * 3600.0
+        running = asyncio.create_task(world.delivery.run())
+        for _ in range(200):
+            for key, lane in world.lanes.items():
+                world.add(key)
+                world.delivery.notify()
+                await asyncio.sleep(0.001)
+                lane.close("calls", asyncio.get_running_loop().time())
+            world.delivery.notify()
+            await asyncio.sleep(LATENCY * 2)
+        assert len(world.accepted) == 600
+        assert len(world.delivery._timers) < 300
+        running.cancel()
+
+    run(main())
+
+
 def make_pipeline(segment: FakeSegment, sites: int, **settings: str) -> Pipeline:
     keys = {str(site): f"ok-{site}" for site in range(sites)}
     variables = {
@@ -367,5 +400,236 @@ def test_whatever_happened_nothing_stays_in_the_budget(seed: int) -> None:
         assert pipeline._budget.used == 0
         assert pipeline.account.balance() == []
         running.cancel()
+
+    run(main())
+
+
+# --- everything at once ---------------------------------------------------------------------------
+
+MODES = ["ok", "ok", "ok", "flaky", "hang", "503", "429", "401"]
+ANSWERS: dict[str, Outcome] = {
+    "503": Retry("server_error", "503", 503),
+    "429": Retry("rate_limited", "429", 429, after_seconds=20.0),
+    "401": Misconfigured(401, "who are you"),
+}
+
+
+class Turmoil:
+    """Delivery with few or many lanes, all of which may fail in every way, and what it says of them.
+
+    Args:
+        seed: of everything that is left to chance.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.chance = chance = random.Random(seed)
+        self.keys = [f"key-{number}" for number in range(chance.choice([1, 2, 3, 40]))]
+        self.modes: dict[str, str] = {}
+        self.certain = True
+        self.made: dict[str, bool] = {}  # ids of this generation's page calls; whether one is bad
+        self.accepted: set[str] = set()
+        self.refusals: dict[str, Reason] = {}
+        self.account = Account()
+        self.budget = Budget(chance.choice([100_000, 10_000_000]))
+        self.delivery = Delivery(
+            self, self, self, concurrency=chance.choice([None, 1, 4]),
+            max_requests_per_second=chance.choice([10, 1000]), interval_seconds=1.0,
+            max_hold_seconds=chance.choice([60.0, 6 * 3600.0]), may_send=lambda: self.certain,
+            jitter=random.Random(seed),
+        )  # fmt: skip
+        self.starts, self._start = 0, self.delivery._start
+        self.delivery._start = self.start  # type: ignore[method-assign]
+        self.begin()
+
+    def begin(self) -> None:
+        self.lanes: dict[str, Lane] = {}
+        self.ledger, self.share = self.account.ledger(), self.budget.share()
+        self.made.clear()
+
+    def start(self, group: asyncio.TaskGroup, now: float) -> float:
+        self.starts += 1
+        due = self._start(group, now)
+        assert due > now
+        return due
+
+    async def attempt(self, write_key: str, body: bytes, tries: int) -> Answer:
+        assert tries >= 0
+        calls = orjson.loads(body)["batch"]
+        mode = self.modes.get(write_key, "ok")
+        if mode == "flaky":
+            mode = self.chance.choice(MODES)
+        await asyncio.sleep(TIMEOUT if mode == "hang" else self.chance.uniform(0.02, 0.3))
+        outcome = TIMED_OUT if mode == "hang" else ANSWERS.get(mode, Delivered(200))
+        if isinstance(outcome, Delivered):
+            if any("bad" in call for call in calls):
+                outcome = Refused(400, "bad")
+            else:
+                ids = {call["messageId"] for call in calls}
+                assert not ids & self.refusals.keys()
+                assert len(calls) == 1 or not ids & self.accepted, "only a witness comes again"
+                self.accepted |= ids
+        return Answer(outcome, Response(200, {}, "{}"), len(body), 0.1)
+
+    def add(self, key: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if key not in self.lanes:
+            lane = self.lanes[key] = Lane(
+                write_key=key, limits=Limits(max_calls=12, max_bytes=40_000), merging=Merging(),
+                nonce=b"n" * 16, ledger=self.ledger, share=self.share,
+            )  # fmt: skip
+            self.delivery.begin(lane)
+        chunk = Chunk((key, 0), [0], [1], [None], read_at=now)
+        self.ledger.consumed("events", 1, 1)
+        number = self.account.consumed.total()
+        said = []
+        if self.chance.random() < 0.5:
+            user = self.chance.choice("abc")
+            call = {"type": "identify", "messageId": "", "userId": user, "traits": None}
+            own_hash = blake2b(b"%d" % number, digest_size=16)
+            said = [
+                Contribution("identify", user, (user, None), call, {"n": 1}, b'{"n":1}', own_hash)
+            ]
+            self.ledger.made("identify")
+        bad = self.chance.random() < 0.06
+        page = {"type": "page", "messageId": f"page-{number}", **({"bad": 1} if bad else {})}
+        page["padding"] = "x" * self.chance.choice([10, 200, 2000])
+        self.ledger.made("page")
+        self.made[f"page-{number}"] = bad
+        self.lanes[key].add(Formatted(tuple(said), "page", orjson.dumps(page)), chunk, 0)
+        chunk.let_go()
+
+    async def flow(self) -> None:
+        chance = self.chance
+        for _ in range(chance.randrange(1, 8)):
+            for key in chance.sample(self.keys, chance.randrange(1, len(self.keys) + 1)):
+                for _ in range(chance.choice([1, 1, 1, 14])):
+                    if not self.budget.spent:
+                        self.add(key)
+            self.delivery.notify()
+            await asyncio.sleep(chance.choice([0.01, 0.3, 1, 5, 40]))
+
+    async def trouble(self) -> None:
+        """Do one of the things that happen to it from outside."""
+        delivery, chance = self.delivery, self.chance
+        match chance.randrange(8):
+            case 0:
+                delivery.tune(
+                    concurrency=chance.choice([None, 1, 4, 64]),
+                    max_requests_per_second=chance.choice([5, 1000]),
+                    interval_seconds=chance.choice([0.2, 1, 30, 600]),
+                )
+            case 1:
+                await delivery.drain("rebalance", chance.choice([0.0, 0.5, 5]))
+            case 2:
+                self.certain = False
+                await asyncio.sleep(chance.choice([0.1, 5, 60]))
+                self.certain = True
+                delivery.notify()
+            case 3:
+                await delivery.end()
+                self.assert_counted(under_way=0)
+                self.ledger.end()
+                self.share.end()
+                assert self.budget.used == 0
+                self.begin()
+            case 4:
+                self.keys.append(f"key-{len(self.keys)}")
+
+    def assert_counted(self, under_way: int | None = None) -> None:
+        delivery, attempts = self.delivery, list(self.delivery._attempts.values())
+        regular = sum(attempt.regular for attempt in attempts)
+        assert delivery.in_flight == len(attempts)
+        assert under_way in {None, len(attempts)}
+        assert (delivery._regular, delivery._doubtful) == (regular, len(attempts) - regular)
+        assert delivery._probing == sum(attempt.permit.probe for attempt in attempts)
+
+    async def look(self) -> None:
+        """See again and again that what is counted is there, and that nobody waits who may be sent."""
+        delivery, clock = self.delivery, asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self.chance.uniform(0.05, 0.5))
+            for _ in range(12):  # so that all that is due now has its turn
+                await asyncio.sleep(0)
+            self.assert_counted()
+            proven = {one for one in delivery.served if one.proven}
+            assert delivery._proven == proven
+            if not self.certain or delivery._rate.ready_at(clock()) > clock():
+                continue
+            for route in delivery._routes.values():
+                one = route.destination
+                if delivery._next(route, clock())[0] is None:
+                    continue
+                if not one.flowing:
+                    assert delivery._probing >= max(1, delivery.concurrency // 4)
+                elif one.proven:
+                    assert delivery._regular >= delivery.concurrency
+                elif one.attempts:
+                    assert proven or delivery.in_flight >= delivery.concurrency
+                else:
+                    assert delivery._doubtful >= 192
+
+    async def end_well(self) -> None:
+        """All is well from now on; lanes that know of no call but bad ones get others, as witnesses."""
+        clock = asyncio.get_running_loop().time
+        self.modes.clear()
+        self.delivery.tune(concurrency=None, max_requests_per_second=1000, interval_seconds=1.0)
+        ends = clock() + 1800
+        while not all(lane.idle for lane in self.lanes.values()):
+            assert clock() < ends
+            await asyncio.sleep(60)
+            for key, lane in self.lanes.items():
+                if not lane.idle and clock() < ends - 900:
+                    self.add(key)
+            self.delivery.notify()
+        self.assert_counted(under_way=0)
+        assert self.account.balance() == []
+        assert self.account.in_flight == 0
+        assert self.budget.used <= 4096 * len(self.lanes), "a witness for each lane"
+        for name, bad in self.made.items():
+            reason = self.refusals.get(name)
+            assert (name in self.accepted) is (reason is None)
+            assert reason is not Reason.REFUSED or bad
+            assert not bad or reason is not None
+
+    # What delivery tells.
+    def refused(
+        self, lane: Lane, batch: Batch, place: int, detail: str, reason: Reason = Reason.REFUSED
+    ) -> None:
+        assert detail
+        call = orjson.loads(batch.calls[place])
+        assert call["messageId"] not in self.accepted | self.refusals.keys()
+        self.refusals[call["messageId"]] = reason
+        lane.ledger.refused(call["type"], reason if batch.decides(place) else None)
+
+    def delivered(self, *_: Any) -> None: ...
+    def closed(self, batch: Batch) -> None: ...
+    def attempted(self, *_: Any) -> None: ...
+    def answered(self, *_: Any) -> None: ...
+    def settled(self, batch: Batch) -> None: ...
+    def progressed(self) -> None: ...
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_whatever_happens_nobody_waits_who_may_be_sent_and_all_ends_well(seed: int) -> None:
+    """Every failure, other settings, drains, lost leases and generations that end, in an order by chance."""
+
+    async def main() -> None:
+        turmoil = Turmoil(seed)
+        clock = asyncio.get_running_loop().time
+        begins = clock()
+        running = asyncio.create_task(turmoil.delivery.run())
+        looking = asyncio.create_task(turmoil.look())
+        for _ in range(15):
+            for key in turmoil.keys:
+                if turmoil.chance.random() < 0.3:
+                    turmoil.modes[key] = turmoil.chance.choice(MODES)
+            await turmoil.flow()
+            await turmoil.trouble()
+        await turmoil.end_well()
+        assert turmoil.starts < 20 * (clock() - begins), "it doesn't spin"
+        for task in (running, looking):
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):  # what ended one of them before is raised here
+            await asyncio.gather(running, looking)
 
     run(main())

@@ -324,6 +324,7 @@ def test_a_change_is_answered_with_what_was_and_what_is() -> None:
         (b'{"kafka.topics": "other", "flush.interval": "5s"}', "kafka.topics: can't change while streamer runs"),
         (b'{"flush.intervall": "5s"}', "did you mean flush.interval?"),
         (b'{"flush.interval": {"a": 1}}', "flush.interval"),
+        (b'{"flush": {"interval": "5s"}}', "flush: is a section; name its settings by dotted keys"),
         (b"[1]", "send a JSON object"),
         (b"{}", "send a JSON object"),
         (b"\xff", "no JSON"),

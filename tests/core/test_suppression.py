@@ -393,6 +393,17 @@ class Careless(Suppression):
         pass
 
 
+class Trusting(Suppression):
+    """A suppression that is wrong: what was under way before it doesn't count."""
+
+    def under_way(self, profile: str | tuple[str, str]) -> None:
+        pass
+
+    def settled(self, profile: str | tuple[str, str], now: float, *, more: bool) -> None:
+        if profile in self._pending:
+            super().settled(profile, now, more=more)
+
+
 class Hasty(Suppression):
     """A suppression that is wrong: what is on its way counts as delivered."""
 
@@ -433,6 +444,7 @@ class World:
     lane_class: type[Lane] = Lane
     suppression_class: type[Suppression] | None = Suppression
     keeps: bool = False
+    clears: bool = True
     position: int = 0
     now: float = 0.0
     seen: set[str] = field(default_factory=set)
@@ -455,11 +467,7 @@ class World:
         if self.generations == 1 or not self.keeps:
             self.digests = Digests(10_000, share)
             self.delivered_at: dict[Any, float] = {}
-        suppression = None
-        if self.suppression_class:
-            suppression = self.suppression_class(
-                self.digests, write_key="key", seconds=HOUR, ignore_traits=frozenset()
-            )
+        self.on = self.suppression_class is not None
         self.lane = self.lane_class(
             write_key="key",
             limits=Limits(),
@@ -467,7 +475,14 @@ class World:
             nonce=bytes([self.generations] * 16),
             ledger=self.ledger,
             share=share,
-            suppression=suppression,
+            suppression=self.suppression(),
+        )
+
+    def suppression(self) -> Suppression | None:
+        if not self.on or self.suppression_class is None:
+            return None
+        return self.suppression_class(
+            self.digests, write_key="key", seconds=HOUR, ignore_traits=frozenset()
         )
 
     # --- steps ---
@@ -494,6 +509,10 @@ class World:
                 self.position = self.committed
                 self.begin()
                 return True
+            case "q":  # one is delivered, though others may still be under way
+                return self.step("r") and self.step("s") and (self.step("D") or self.step("d"))
+            case "w" | "W":
+                return self.switch(on=not self.on if letter == "w" else self.on)
             case _:
                 return self.visit_another()
 
@@ -570,6 +589,14 @@ class World:
         self.arrive(batch.calls[1:])
         self.lane.refused(batch, 0)
         return self.answer(batch)
+
+    def switch(self, *, on: bool) -> bool:
+        """Switch suppression on or off, or go on with another one, as a change of `suppress_for` does."""
+        self.on = on
+        if not on and self.clears:
+            self.digests.clear()
+        self.lane.suppress(self.suppression())
+        return True
 
     def visit_another(self) -> bool:
         self.position = self.committed
@@ -662,6 +689,8 @@ FAMILIES = {
     "refusals": (DEVICES, 3, "rsldxt", 5),
     "returning values": (DEVICES[:2], 4, "rsldcx", 5),
     "a group": (USERS, 3, "rRsldDx", 5),
+    "switches": (DEVICES, 3, "qrswW", 5),
+    "switches and a group": (USERS, 3, "qrsw", 6),
 }
 """Records, how many of them in a stream, what happens, and in how many steps."""
 
@@ -701,6 +730,8 @@ def test_every_small_history_ends_right(family: str) -> None:
         ("refusals", {"suppression_class": Careless}),
         ("returning values", {"suppression_class": Hasty}),
         ("a group", {"suppression_class": Hasty}),
+        ("switches", {"clears": False}),
+        ("switches and a group", {"suppression_class": Trusting}),
     ],
 )
 def test_what_is_wrong_is_found(family: str, wrong: dict[str, Any]) -> None:
