@@ -1150,6 +1150,8 @@ def _read(path: Path) -> dict[str, Any]:
         where = re.search(r"\(at (?:line (\d+), column (\d+)|end of document)\)", str(error))
         line = int(where[1]) if where and where[1] else len(text.splitlines())
         what = str(error).partition(" (at ")[0]
+    except (ValueError, RecursionError):  # a number of thousands of digits, or as many brackets
+        line, what = 1, "a number is too long, or something is nested too deeply"
     # Outside of the handler: the error holds the whole document, and with it the secrets.
     raise ConfigError(f"{path}, line {line}: not valid TOML: {what}")
 

@@ -863,3 +863,11 @@ def test_own_certificates_are_used(tmp_path: Path, require: Any) -> None:
     assert [ca["subject"] for ca in config.kafka.connection()["ssl_context"].get_ca_certs()] == [
         ((("commonName", "streamer"),),)
     ]
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 5000])
+def test_toml_that_no_parser_takes_is_a_mistake_like_any_other(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "streamer.toml"
+    file.write_text(f"[flush]\ninterval = {value}\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(file, None, {})

@@ -45,6 +45,7 @@ def run(
     SIGHUP reads the settings again: flush settings and aggregate.suppress_for change while it runs.
     """
     configure(log_level)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until settings can be read again
     flags = {"flush.interval": interval, "flush.concurrency": concurrency, "server.port": port}
     load = partial(load_config, config, flags, altis=altis)
     settings = load()
