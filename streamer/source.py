@@ -838,7 +838,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         for partition in self.assignment or ():
             # Before it is placed, a read that failed may have moved a position past what nobody has.
             placed = self.assignment is self._placed
-            position = await self._position(consumer, partition) if placed else None
+            read_to = self._read_to.get(partition)
+            position = await self._position(consumer, partition) if placed else read_to
             # No await between the position and this: a record read in between would be skipped.
             committable = self._handler.committable(partition, position)
             news = again or committable != self.committed.get(partition)

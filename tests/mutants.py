@@ -187,8 +187,8 @@ MUTANTS = (
     Mutant(
         "a position that a failed read has moved is committed",
         "source.py",
-        "if placed else None",
-        "if True else None",
+        "if placed else read_to",
+        "if True else read_to",
         SOURCE + "test_nothing_is_committed_between_a_generation_that_has_ended_and_the_next",
     ),
     Mutant(

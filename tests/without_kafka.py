@@ -47,6 +47,7 @@ async def main(values: list[bytes]) -> None:
         settings = load_config(Path("streamer.toml"), None, environ)
         load_plugins(settings.plugins)
         pipeline = Pipeline(settings)
+        pipeline._source._lease.until = float("inf")  # there is no group that would confirm it
         pipeline.assigned(frozenset({(TOPIC, 0)}))
         async with pipeline._segment:
             delivery = asyncio.create_task(pipeline._delivery.run())
