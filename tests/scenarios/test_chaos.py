@@ -27,4 +27,5 @@ def test_a_minute_of_chaos_breaks_no_promise(require: Require, tmp_path: Path) -
     counts = report["counts"]
     assert counts["produced"] > 5_000
     assert counts["troubles"] == len(report["troubles"]) > 5
-    assert sum(counts["dead_letters"].values()) + counts["delivered"] == counts["produced"]
+    # More if a letter was written twice, or an identify or group call of a delivered record was refused.
+    assert sum(counts["dead_letters"].values()) + counts["delivered"] >= counts["produced"]
