@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol, TypedDict
 import structlog
 
 from streamer.core.batch import body as make_body
-from streamer.core.bisection import Bisection, Witnesses
+from streamer.core.bisection import Bisection, Verdict, Witnesses
 from streamer.core.destination import Destination, State, backoff
 from streamer.core.limiter import Concurrency, RateLimit
 from streamer.core.model import Delivered, Misconfigured, Reason, Refused, Retry
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from streamer.core.aggregate import Lane
     from streamer.core.batch import Batch
-    from streamer.core.bisection import Piece, Verdict
+    from streamer.core.bisection import Piece
     from streamer.core.destination import Permit
     from streamer.core.model import Outcome, Response
 
@@ -642,7 +642,8 @@ class Delivery:
                 if piece is not None:
                     self._delivered(route, batch, piece, len(body), answer, now)
                 batch.failures = 0
-                self._judge(route, batch, route.bisection.accepted(batch, piece, started, now), now)
+                route.bisection.accepted(batch, piece, started, now)
+                self._judge(route, batch, Verdict([]), now)
             case Retry():
                 batch.failures += 1
                 if route.destination.flowing:  # else the destination says when, for all its batches

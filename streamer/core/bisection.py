@@ -3,8 +3,8 @@
 Segment answers 400 for a whole batch. Either one of its calls is at fault, or the destination is. The batch is halved,
 depth first and in order, until the refused calls stand alone. That makes a call a suspect, no more. It is at fault
 
-- when Segment accepts something of the lane that was sent after the call was refused alone,
-- when it is refused alone again after that, if what was found before had to be dropped meanwhile,
+- when it is refused alone, Segment accepts something of the lane that was sent after that, and it is refused alone
+  again: the first time it may have been the destination, which refused everything for a while,
 - or when it is the second half of a refused part of which Segment accepted the first half.
 
 The destination is at fault when one batch is undecided and another batch, or a call that the lane delivered before, is
@@ -106,33 +106,21 @@ class Pieces:
         else:
             insort(self._open, piece, key=lambda part: -part[0])
 
-    def accepted(self, piece: Piece) -> list[int]:
-        """Note that Segment accepted the part that was taken.
-
-        A suspect that is accepted clears all of them: the destination refused what it takes, so each is sent again.
-
-        Returns:
-            The places of the calls that are found at fault by that.
-        """
+    def accepted(self, piece: Piece) -> None:
+        """Note that Segment accepted the part that was taken."""
         self._second = None
         if self._refused is not None and self._refused[0] == piece[0]:
             self._second = (piece[1], self._refused[1])
         self._refused = None
-        if self._took_suspect:
-            self._open = [(place, place + 1) for place in reversed(self._suspects)]
-            self._suspects.clear()
-        return self.testified()
+        self.testified()
 
-    def testified(self) -> list[int]:
-        """Note that Segment accepted something else of the same lane, sent after what it refused here.
-
-        Returns:
-            The places of the calls that are found at fault by that.
-        """
+    def testified(self) -> None:
+        """Note that Segment accepted something of the lane, sent after the suspects: each is sent again."""
         self._refusals = 0
         self.undecided = False
-        found, self._suspects = self._suspects, []
-        return found
+        for place in self._suspects:
+            insort(self._open, (place, place + 1), key=lambda part: -part[0])
+        self._suspects.clear()
 
     def refused(self, piece: Piece) -> list[int]:
         """Note that Segment refused the part that was taken: halve it, or suspect the one call in it.
@@ -268,7 +256,7 @@ class Bisection:
         self._probes += piece is not None
         self._drop_suspicions(now)
 
-    def accepted(self, batch: Batch, piece: Piece | None, started: float, now: float) -> Verdict:
+    def accepted(self, batch: Batch, piece: Piece | None, started: float, now: float) -> None:
         """End an attempt that Segment accepted.
 
         Args:
@@ -279,9 +267,8 @@ class Bisection:
         """
         self._accepted = max(self._accepted, started)
         self._gave_up = False
-        guilty = []
         if piece is not None:
-            guilty += [(batch, place) for place in self._pieces[batch].accepted(piece)]
+            self._pieces[batch].accepted(piece)
         trial = self.trial
         if trial is None:
             self._ask = False
@@ -291,8 +278,7 @@ class Bisection:
                 pieces = self._pieces[trial]
                 if pieces.undecided:
                     trial.not_before = now
-                guilty += [(trial, place) for place in pieces.testified()]
-        return Verdict(guilty)
+                pieces.testified()
 
     def refused(
         self,
