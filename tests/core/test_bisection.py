@@ -673,7 +673,9 @@ class Judging(RuleBasedStateMachine):
 
     @rule(
         calls=st.lists(
-            st.tuples(st.booleans(), st.sampled_from([IDENTIFY, PAGE])), min_size=1, max_size=9
+            st.tuples(st.sampled_from([False, False, True]), st.sampled_from([IDENTIFY, PAGE])),
+            min_size=1,
+            max_size=9,
         )
     )
     def add(self, calls: list[tuple[bool, int]]) -> None:
@@ -711,6 +713,16 @@ class Judging(RuleBasedStateMachine):
         )
         self.requests += 1
         self.under_way.append((batch, piece, now, self.held))
+
+    @rule(chosen=st.integers(0, 100), refused=st.integers(0, 6), more=st.integers(0, 4))
+    def outage(self, chosen: int, refused: int, more: int) -> None:
+        """Refuse everything for so many requests, and be well again for some more."""
+        for number in range(refused + more):
+            self.broken = number < refused
+            before = len(self.under_way)
+            self.send(chosen)
+            if len(self.under_way) > before:
+                self.answer(before, "400")
 
     @precondition(lambda self: self.under_way)
     @rule(chosen=st.integers(0, 100), said=st.sampled_from(["400"] * 6 + ["503", "401"]))
