@@ -608,8 +608,6 @@ class Delivery:
         """Make an attempt at a part of a batch; at the witness, a call of the lane's past, if there is no part."""
         route, permit = attempt.route, attempt.permit
         lane = route.lane
-        clock = asyncio.get_running_loop().time
-        started = clock()
         if piece is not None:
             body, tries = batch.body(_now_iso(), *piece), batch.tries
         elif witness is not None:
@@ -624,7 +622,7 @@ class Delivery:
             answer = await self._transport.attempt(lane.write_key, body, tries)
         finally:
             lane.share.give(held)
-        now = clock()
+        now = asyncio.get_running_loop().time()
         self._observer.attempted(answer.outcome, answer.seconds)
         if piece is not None:
             self._handler.answered(batch, piece, answer)
@@ -639,10 +637,7 @@ class Delivery:
             batch.tries += 1
         match outcome:
             case Delivered():
-                if piece is not None:
-                    self._delivered(route, batch, piece, len(body), answer, now)
-                batch.failures = 0
-                self._judge(route, batch, route.bisection.accepted(batch, piece, started, now), now)
+                self._delivered(attempt, batch, piece, len(body), answer, now)
             case Retry():
                 batch.failures += 1
                 if route.destination.flowing:  # else the destination says when, for all its batches
@@ -670,18 +665,23 @@ class Delivery:
 
     def _delivered(
         self,
-        route: _Route,
+        attempt: _Attempt,
         batch: Batch,
-        piece: Piece,
+        piece: Piece | None,
         body_bytes: int,
         answer: Answer,
         now: float,
     ) -> None:
-        ledger = route.lane.ledger
-        for kind, calls in batch.counts(*piece):
-            ledger.delivered(kind, calls, batch.further(kind, *piece))
-        self._observer.delivered(batch, piece, body_bytes, answer.wire_bytes, answer.seconds)
-        self._witnesses.delivered(route.lane, batch, piece, now)
+        route = attempt.route
+        batch.failures = 0
+        if piece is not None:
+            ledger = route.lane.ledger
+            for kind, calls in batch.counts(*piece):
+                ledger.delivered(kind, calls, batch.further(kind, *piece))
+            self._observer.delivered(batch, piece, body_bytes, answer.wire_bytes, answer.seconds)
+            self._witnesses.delivered(route.lane, batch, piece, now)
+        verdict = route.bisection.accepted(batch, piece, attempt.started, now)
+        self._judge(route, batch, verdict, now)
 
     def _refused(
         self, route: _Route, batch: Batch, piece: Piece | None, outcome: Refused, now: float
@@ -711,8 +711,8 @@ class Delivery:
     def _judge(self, route: _Route, batch: Batch, verdict: Verdict, now: float) -> None:
         """Do what follows from an answer to a part of a batch, and put the batch back for what is left of it."""
         detail = f"{route.refusal}{_UNPROVEN if verdict.unproven else ''}"
-        for guilty, place in verdict.guilty:
-            self._handler.refused(route.lane, guilty, place, detail)
+        for place in verdict.guilty:
+            self._handler.refused(route.lane, batch, place, detail)
         destination = route.destination
         if verdict.blames:
             reason = f"refuses batch after batch, call by call: {route.refusal}"
@@ -720,12 +720,10 @@ class Delivery:
                 reason = destination.reason
             if destination.misconfigured(reason, now):
                 _log_state(destination)
-        ready = route.lane.ready
-        ready.append(batch)
-        for one in dict.fromkeys([batch, *(guilty for guilty, _ in verdict.guilty)]):
-            if one in ready and route.bisection.done(one):  # else a part of it is under way
-                ready.remove(one)
-                self._settle(route, one, now)
+        if route.bisection.done(batch):
+            self._settle(route, batch, now)
+        else:
+            route.lane.ready.append(batch)
 
     def _settle(self, route: _Route, batch: Batch, now: float) -> None:
         route.bisection.forget(batch)

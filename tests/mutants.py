@@ -492,6 +492,28 @@ MUTANTS = (
         BISECTION
         + "test_a_destination_that_refuses_everything_convicts_no_call_however_many_there_are",
     ),
+    Mutant(
+        "a suspect is convicted by the first acceptance",
+        "core/bisection.py",
+        "guilty = pieces.overtaken(piece, batch.types)",
+        "guilty = list(pieces._suspects)",
+        DELIVERY + "test_a_destination_that_refuses_everything_for_a_while_costs_no_call",
+    ),
+    Mutant(
+        "a suspect is convicted by a second refusal, though nothing was accepted in between",
+        "core/bisection.py",
+        "pieces.again = first <= self._accepted",
+        "pieces.again = first < inf",
+        BISECTION
+        + "test_without_a_witness_the_call_itself_is_sent_again_and_blames_the_destination",
+    ),
+    Mutant(
+        "an identify call is sent once more behind a newer one",
+        "core/bisection.py",
+        "guilty = pieces.overtaken(piece, batch.types)",
+        "guilty = []",
+        BISECTION + "test_traits_are_not_sent_once_more_when_newer_ones_were_accepted",
+    ),
 )
 
 

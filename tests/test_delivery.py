@@ -1071,10 +1071,10 @@ def test_an_undecided_batch_waits_for_a_witness() -> None:
             assert rig.notes.convicted == []
             assert rig.delivery.destinations["key"].flowing
             rig.add(lane, "c")
-            await rig.idle(lane, within=1.2)
+            await rig.idle(lane, within=1.5)
             assert rig.notes.convicted == ["a", "b"]
             assert segment.accepted == ["c"]
-            assert segment.attempts[-1].ids == ["c"], "it settled without another request"
+            assert [attempt.ids for attempt in segment.attempts[-3:]] == [["c"], ["a"], ["b"]]
             rig.assert_settled()
 
     tell(story)
@@ -1124,6 +1124,32 @@ def test_a_destination_that_refuses_everything_is_at_fault(calls: int, batches: 
             assert len(segment.attempts) - before <= batches + 2
             assert rig.notes.refusals == []
             assert sorted(segment.accepted) == sorted(names("p", calls * batches))
+            rig.assert_settled()
+
+    tell(story)
+
+
+@pytest.mark.parametrize("calls", [1, 3, 16, 64])
+@pytest.mark.parametrize("seconds", [0.6, 2.0, 5.0, 31.0])
+def test_a_destination_that_refuses_everything_for_a_while_costs_no_call(
+    seconds: float, calls: int
+) -> None:
+    """Whenever it is well again: what it refused alone by then is sent once more."""
+
+    async def story() -> None:
+        segment = FakeSegment()
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, "before")
+            await rig.idle(lane)
+            made = names("p", calls)
+            rig.add(lane, *made)
+            well = clock() + 1.0 + seconds  # the calls go out in a second
+            segment.answer = lambda _: BAD_REQUEST if clock() < well else OK
+            await rig.idle(lane, within=3 * PROBE_INTERVAL)
+            assert BAD_REQUEST in rig.notes.outcomes
+            assert rig.notes.refusals == []
+            assert sorted(segment.accepted) == sorted(["before", *made])
             rig.assert_settled()
 
     tell(story)
@@ -1193,8 +1219,10 @@ def test_a_bad_call_alone_in_a_quiet_lane_is_judged_by_a_call_that_was_delivered
             await rig.idle(lane, within=PROBE_INTERVAL + 3)
             assert rig.notes.convicted == bad
             assert segment.repeated == ["good"]
-            assert len(segment.attempts) - before == 2 * size
-            assert (segment.attempts[-1].ids, segment.attempts[-1].tries) == (["good"], 0)
+            assert len(segment.attempts) - before == 3 * size
+            witness = segment.attempts[-1 - size]
+            assert (witness.ids, witness.tries) == (["good"], 0)
+            assert [attempt.ids for attempt in segment.attempts[-size:]] == [[one] for one in bad]
             assert len(rig.notes.outcomes) == len(segment.attempts)
             assert rig.account.calls_delivered["page"] == 1
             assert rig.delivery.destinations["key"].flowing
@@ -1304,7 +1332,11 @@ def test_a_witness_waits_for_a_pause_and_convicts_after_it() -> None:
             await asyncio.sleep(48.0)
             assert rig.notes.convicted == []
             await rig.idle(lane, within=5.0)
-            assert [attempt.ids for attempt in segment.attempts[2:]] == [["good"], ["good"]]
+            assert [attempt.ids for attempt in segment.attempts[2:]] == [
+                ["good"],
+                ["good"],
+                ["bad"],
+            ]
             assert rig.notes.convicted == ["bad"]
             rig.assert_settled()
 
@@ -1357,8 +1389,10 @@ def test_draining_sends_the_witness_at_once() -> None:
     tell(story)
 
 
-def test_a_batch_of_which_only_a_suspect_is_left_is_settled_by_a_witness() -> None:
-    """Though halving wasn't undecided: its last other call was too large, and the suspect waited for another try."""
+def test_a_batch_of_which_only_a_suspect_is_left_is_settled_though_halving_was_not_undecided() -> (
+    None
+):
+    """Its last other call was too large, and the suspect waited for another try while a witness came."""
     script: dict[tuple[int, tuple[str, ...]], Outcome] = {
         (0, ("a", "b", "c", "d")): BAD_REQUEST,
         (1, ("a", "b")): OK,
@@ -1366,7 +1400,7 @@ def test_a_batch_of_which_only_a_suspect_is_left_is_settled_by_a_witness() -> No
         (2, ("c",)): BAD_REQUEST,
         (3, ("d",)): Refused(413, "too large"),
         (4, ("c",)): Retry("timeout", "no answer"),
-        (5, ("c",)): Retry("timeout", "no answer"),
+        (5, ("c",)): BAD_REQUEST,
     }
 
     async def story() -> None:
@@ -1377,7 +1411,7 @@ def test_a_batch_of_which_only_a_suspect_is_left_is_settled_by_a_witness() -> No
             await asyncio.sleep(1.05)
             rig.add(lane, "w")
             await rig.idle(lane, within=30.0)
-            assert segment.attempts[-1].ids == ["w"], "before the suspect's next try"
+            assert [attempt.ids for attempt in segment.attempts[-2:]] == [["w"], ["c"]]
             assert rig.notes.convicted == ["d", "c"]
             assert segment.accepted == ["a", "b", "w"]
             rig.assert_settled()

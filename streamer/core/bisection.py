@@ -3,9 +3,11 @@
 Segment answers 400 for a whole batch. Either one of its calls is at fault, or the destination is. The batch is halved,
 depth first and in order, until the refused calls stand alone. That makes a call a suspect, no more. It is at fault
 
-- when Segment accepts something of the lane that was sent after the call was refused alone,
-- when it is refused alone again after that, if what was found before had to be dropped meanwhile,
-- or when it is the second half of a refused part of which Segment accepted the first half.
+- when it is refused alone, Segment accepts something of the lane that was sent after that, and the call, sent after
+  that in turn, is refused alone again: the first time the destination may have refused everything for a while,
+- when it is the second half of a refused part of which Segment accepted the first half,
+- or when it is an identify or group call that is refused alone, and Segment accepts one that is behind it in its batch:
+  sent after that, it would lay old traits over new ones.
 
 The destination is at fault when one batch is undecided and another batch, or a call that the lane delivered before, is
 refused too, or when the undecided call is refused again for want of these. Then every suspicion is dropped.
@@ -24,6 +26,8 @@ from streamer.core.batch import FURTHER, MAIN_TYPES
 from streamer.core.destination import PROBE_INTERVAL
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from streamer.core.aggregate import Lane
     from streamer.core.batch import Batch
 
@@ -44,12 +48,12 @@ class Verdict(NamedTuple):
     """What follows from an answer.
 
     Attributes:
-        guilty: calls that are at fault, as batch and place; they are to be sent no more.
+        guilty: the places of the batch's calls that are at fault; they are to be sent no more.
         blames: whether the destination is at fault, as far as anybody can tell.
         unproven: whether the call is given up though it may be the destination that is at fault.
     """
 
-    guilty: list[tuple[Batch, int]]
+    guilty: list[int]
     blames: bool = False
     unproven: bool = False
 
@@ -67,24 +71,24 @@ class Pieces:
         bisecting: whether Segment refused a part of it.
         undecided: whether the bisection has stepped aside to wait for a witness.
         alone: of the calls that were refused alone, when that was first, in seconds, and how often so far.
+        again: whether the part under way is a call that was refused alone before Segment accepted something.
     """
 
     __slots__ = (
-        "_limit", "_open", "_refusals", "_refused", "_second", "_suspects", "_took_suspect", "alone", "bisecting",
-        "undecided",
+        "_limit", "_open", "_refusals", "_refused", "_second", "_suspects", "again", "alone", "bisecting", "undecided",
     )  # fmt: skip
 
     def __init__(self, calls: int) -> None:
         self._open: list[Piece] = [(0, calls)]  # the first one last
         self._limit = 2 * ceil(log2(calls)) + 2
         self._suspects: list[int] = []  # the first one first
-        self._took_suspect = False  # whether the part under way is one
         self._refusals = 0
         self._refused: Piece | None = None  # the last part that was halved
         self._second: Piece | None = None  # its second half, once its first half was accepted
         self.bisecting = False
         self.undecided = False
         self.alone: dict[int, tuple[float, int]] = {}
+        self.again = False
 
     @property
     def done(self) -> bool:
@@ -93,46 +97,48 @@ class Pieces:
 
     def take(self) -> Piece:
         """Take the part that is to be sent next: the first one, or the first suspect when nothing else is left."""
-        self._took_suspect = not self._open
-        if self._took_suspect:
-            place = self._suspects.pop(0)
-            return (place, place + 1)
-        return self._open.pop()
+        if self._open:
+            return self._open.pop()
+        place = self._suspects.pop(0)
+        return (place, place + 1)
 
     def back(self, piece: Piece) -> None:
         """Give a part back, or a part of it: nothing was decided, and it takes its place again."""
-        if self._took_suspect:
-            insort(self._suspects, piece[0])
-        else:
-            insort(self._open, piece, key=lambda part: -part[0])
+        insort(self._open, piece, key=lambda part: -part[0])
 
-    def accepted(self, piece: Piece) -> list[int]:
-        """Note that Segment accepted the part that was taken.
+    def overtaken(self, piece: Piece, types: Sequence[int]) -> list[int]:
+        """Find the suspects that can't be sent again once a part is accepted, since their order counts.
 
-        A suspect that is accepted clears all of them: the destination refused what it takes, so each is sent again.
-
-        Returns:
-            The places of the calls that are found at fault by that.
+        Args:
+            piece: the part.
+            types: of the batch's calls.
         """
+        if not self._suspects or all(
+            types[place] & ~FURTHER in MAIN_TYPES for place in range(*piece)
+        ):
+            return []
+        return [
+            place
+            for place in self._suspects
+            if place < piece[0] and types[place] & ~FURTHER not in MAIN_TYPES
+        ]
+
+    def accepted(self, piece: Piece, overtaken: Sequence[int] = ()) -> None:
+        """Note that Segment accepted the part that was taken, and that these suspects are not to be sent again."""
+        self._suspects = [place for place in self._suspects if place not in overtaken]
         self._second = None
         if self._refused is not None and self._refused[0] == piece[0]:
             self._second = (piece[1], self._refused[1])
         self._refused = None
-        if self._took_suspect:
-            self._open = [(place, place + 1) for place in reversed(self._suspects)]
-            self._suspects.clear()
-        return self.testified()
+        self.testified()
 
-    def testified(self) -> list[int]:
-        """Note that Segment accepted something else of the same lane, sent after what it refused here.
-
-        Returns:
-            The places of the calls that are found at fault by that.
-        """
+    def testified(self) -> None:
+        """Note that Segment accepted something of the lane, sent after the suspects: each is sent again."""
         self._refusals = 0
         self.undecided = False
-        found, self._suspects = self._suspects, []
-        return found
+        for place in self._suspects:
+            self.back((place, place + 1))
+        self._suspects.clear()
 
     def refused(self, piece: Piece) -> list[int]:
         """Note that Segment refused the part that was taken: halve it, or suspect the one call in it.
@@ -170,7 +176,7 @@ class Pieces:
             self._open.append((start, stop))
         self._refusals = 0
         self._refused = self._second = None
-        self._took_suspect = self.bisecting = self.undecided = False
+        self.bisecting = self.undecided = False
 
 
 class Bisection:
@@ -250,7 +256,11 @@ class Bisection:
             return None
         pieces = self._pieces[batch]
         piece = pieces.take()
-        return self._one_of(batch, pieces, piece) if probes else piece
+        if probes:
+            piece = self._one_of(batch, pieces, piece)
+        first, _ = pieces.alone.get(piece[0], (inf, 0))
+        pieces.again = first <= self._accepted
+        return piece
 
     def back(self, batch: Batch, piece: Piece | None) -> None:
         """End an attempt that decided nothing."""
@@ -279,9 +289,11 @@ class Bisection:
         """
         self._accepted = max(self._accepted, started)
         self._gave_up = False
-        guilty = []
+        guilty: list[int] = []
         if piece is not None:
-            guilty += [(batch, place) for place in self._pieces[batch].accepted(piece)]
+            pieces = self._pieces[batch]
+            guilty = pieces.overtaken(piece, batch.types)
+            pieces.accepted(piece, guilty)
         trial = self.trial
         if trial is None:
             self._ask = False
@@ -291,7 +303,7 @@ class Bisection:
                 pieces = self._pieces[trial]
                 if pieces.undecided:
                     trial.not_before = now
-                guilty += [(trial, place) for place in pieces.testified()]
+                pieces.testified()
         return Verdict(guilty)
 
     def refused(
@@ -324,10 +336,10 @@ class Bisection:
             pieces.alone[place] = first, times + 1
         if held:
             if alone and quiet and self._gives_up(pieces, times + 1):
-                return Verdict([(batch, place)], blames=True, unproven=True)
+                return Verdict([place], blames=True, unproven=True)
             return self._blame(batch, piece, now)
-        if alone and (too_large or (times and first <= self._accepted)):
-            return Verdict([(batch, place)])
+        if alone and (too_large or pieces.again):
+            return Verdict([place])
         if self.trial is not None and self.trial is not batch:
             if self._pieces[self.trial].undecided:
                 pieces.bisecting = True
@@ -341,7 +353,7 @@ class Bisection:
             self.trial = batch
             self._others_refused = False
         self._since = now
-        guilty = [(batch, place) for place in pieces.refused(piece)]
+        guilty = pieces.refused(piece)
         if pieces.undecided:
             if self._others_refused:
                 return self._blame(batch, None, now)._replace(guilty=guilty)
@@ -373,6 +385,7 @@ class Bisection:
     def _drop_suspicions(self, now: float) -> None:
         """Forget what was found so far: it can't be told from what the destination does wrong."""
         for batch, pieces in self._pieces.items():
+            pieces.again = False
             if pieces.bisecting:
                 pieces.reset()
                 batch.not_before = now

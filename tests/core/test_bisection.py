@@ -52,22 +52,34 @@ class Run:
         self.sent: list[Piece] = []
         self.accepted: list[int] = []
         self.found: list[int] = []
+        self.alone: set[int] = set()  # what was refused alone
+        self.doubted: set[int] = set()  # of that, what was so before something was accepted
 
     def step(self) -> None:
         piece = self.pieces.take()
         self.answer(piece)
         if self.pieces.undecided and self.witness:
-            self.found += self.pieces.testified()
-            assert not self.pieces.undecided
+            self.testify()
+
+    def testify(self) -> None:
+        self.doubted |= self.alone
+        self.pieces.testified()
+        assert not self.pieces.undecided
 
     def answer(self, piece: Piece) -> None:
         self.sent.append(piece)
         if self.refuses(piece):
+            if piece[1] - piece[0] == 1:
+                if piece[0] in self.doubted:  # `Bisection` convicts it
+                    self.found.append(piece[0])
+                    return
+                self.alone.add(piece[0])
             self.found += self.pieces.refused(piece)
             assert self.pieces.bisecting
         else:
             self.accepted += range(*piece)
-            self.found += self.pieces.accepted(piece)
+            self.doubted |= self.alone
+            self.pieces.accepted(piece)
             assert not self.pieces.undecided
 
     def finish(self) -> None:
@@ -116,15 +128,17 @@ def test_one_bad_call_is_found_by_halving() -> None:
     assert run.accepted == [0, 1, 2, 3, 4, 6, 7]
 
 
-def test_a_suspect_is_at_fault_only_when_something_behind_it_is_accepted() -> None:
+def test_a_suspect_is_sent_once_more_when_something_behind_it_is_accepted() -> None:
     run = Run(4, dislikes({0}), witness=False)
-    for _ in range(3):
+    for _ in range(4):
         run.step()
-    assert run.sent[-1] == (0, 1)
+    assert run.sent[2:] == [(0, 1), (1, 2)]
     assert run.found == []
     run.step()
-    assert run.sent[-1] == (1, 2)
+    assert run.sent[-1] == (0, 1)
     assert run.found == [0]
+    run.finish()
+    assert run.sent[5:] == [(2, 4)]
 
 
 def test_a_second_half_is_at_fault_if_the_first_was_accepted_and_the_whole_refused() -> None:
@@ -141,7 +155,9 @@ def test_what_is_accepted_of_a_batch_says_nothing_of_what_is_refused_after_it() 
     assert run.accepted == [0, 1, 2, 4, 5]
     assert run.found == [3]
     assert run.pieces.undecided
-    assert run.pieces.testified() == [6, 7]
+    run.testify()
+    run.finish()
+    assert run.found == [3, 6, 7]
     assert run.pieces.done
 
 
@@ -152,7 +168,10 @@ def test_a_batch_of_which_nothing_is_accepted_waits_for_a_witness(calls: int) ->
     assert run.pieces.undecided
     assert not run.pieces.done
     assert run.found == []
-    assert run.pieces.testified() == list(range(calls))
+    run.testify()
+    run.finish()
+    assert run.sent[-calls:] == [(place, place + 1) for place in range(calls)]
+    assert run.found == list(range(calls))
     assert run.pieces.done
 
 
@@ -186,7 +205,7 @@ def test_after_a_reset_only_what_was_not_accepted_is_sent_again_and_in_order() -
     pieces = Pieces(8)
     assert pieces.refused(pieces.take()) == []
     assert pieces.take() == (0, 4)
-    assert pieces.accepted((0, 4)) == []
+    pieces.accepted((0, 4))
     assert pieces.refused(pieces.take()) == []
     assert pieces.refused(pieces.take()) == []
     assert pieces.refused(pieces.take()) == []
@@ -217,8 +236,9 @@ def test_a_suspect_that_comes_back_after_a_reset_is_one_no_more() -> None:
     assert piece == (0, 1)
     pieces.reset()
     pieces.back(piece)
-    assert pieces.testified() == []
+    pieces.testified()
     assert [pieces.take() for _ in range(2)] == [(0, 1), (1, 2)]
+    assert pieces.done
 
 
 def test_a_part_that_comes_back_is_next() -> None:
@@ -230,11 +250,15 @@ def test_a_part_that_comes_back_is_next() -> None:
     assert pieces.take() == piece == (0, 2)
 
 
-def test_a_suspect_that_comes_back_stays_a_suspect() -> None:
-    pieces = Pieces(1)
-    pieces.refused(pieces.take())
+def test_a_suspect_that_comes_back_is_next_and_still_undecided() -> None:
+    pieces = Pieces(2)
+    for _ in range(3):
+        pieces.refused(pieces.take())
     pieces.back(pieces.take())
-    assert pieces.testified() == [0]
+    assert pieces.undecided
+    assert not pieces.done
+    assert [pieces.take() for _ in range(2)] == [(0, 1), (1, 2)]
+    assert pieces.done
 
 
 @pytest.mark.parametrize("calls", [2, 3])
@@ -252,13 +276,14 @@ def test_a_suspect_that_is_accepted_clears_all_of_them(calls: int) -> None:
     assert run.accepted == list(range(calls))
 
 
-def test_a_witness_while_a_suspect_is_sent_again_convicts_the_others() -> None:
+def test_a_witness_while_a_suspect_is_sent_again_puts_the_others_back() -> None:
     pieces = Pieces(2)
     for _ in range(3):
         pieces.refused(pieces.take())
     assert pieces.take() == (0, 1)
-    assert pieces.testified() == [1]
-    assert pieces.accepted((0, 1)) == []
+    pieces.testified()
+    pieces.accepted((0, 1))
+    assert pieces.take() == (1, 2)
     assert pieces.done
 
 
@@ -273,8 +298,11 @@ def test_an_honest_destination_gets_every_good_call_once_and_every_bad_one_is_fo
     assert run.pieces.done
     assert run.accepted == [place for place in range(calls) if place not in bad], "once, in order"
     assert sorted(run.found) == sorted(bad)
-    assert run.sent == sorted(run.sent, key=lambda piece: (piece[0], -piece[1])), "left to right"
-    assert len(run.sent) <= 1 + 2 * len(bad) * ceil(log2(calls))
+    firsts = [piece for number, piece in enumerate(run.sent) if piece not in run.sent[:number]]
+    assert firsts == sorted(firsts, key=lambda piece: (piece[0], -piece[1])), "left to right"
+    assert all(run.sent.count(piece) <= 2 for piece in firsts)
+    assert len(firsts) <= 1 + 2 * len(bad) * ceil(log2(calls))
+    assert len(run.sent) <= len(firsts) + len(bad), "one request more for each that is bad"
 
 
 @settings(deadline=None, max_examples=150)
@@ -293,7 +321,7 @@ def test_retries_probes_and_refused_keys_in_between_change_nothing(
             run.step()
             continue
         if kind == "witness":
-            run.found += pieces.testified()
+            run.testify()
             continue
         if kind == "reset":
             pieces.reset()
@@ -394,16 +422,78 @@ class Trial:
             if accepted
             else self.bisection.refused(batch, piece, self.now, held=held, **said)
         )
-        return piece, [place for _, place in verdict.guilty], verdict.blames
+        return piece, verdict.guilty, verdict.blames
 
 
-def test_a_lone_refused_call_waits_and_the_witness_convicts_it() -> None:
+def test_a_lone_refused_call_waits_for_the_witness_and_is_convicted_when_it_is_refused_again() -> (
+    None
+):
     bad = batch_of(PAGE)
     trial = Trial(bad)
     assert trial.send(bad, accepted=False, witness=True) == ((0, 1), [], False)
     assert bad.not_before == trial.now + PROBE_INTERVAL
-    assert trial.send(bad, accepted=True, witness=True) == (None, [0], False)
+    assert trial.send(bad, accepted=True, witness=True) == (None, [], False)
+    assert bad.not_before == trial.now, "at once"
+    assert trial.send(bad, accepted=False, witness=True) == ((0, 1), [0], False)
     assert trial.bisection.done(bad)
+
+
+def test_a_destination_that_refused_everything_for_a_while_convicts_nothing() -> None:
+    """The witness comes when it is well again; so do the suspects."""
+    batch = batch_of(PAGE, PAGE)
+    trial = Trial(batch)
+    for _ in range(3):
+        assert trial.send(batch, accepted=False, witness=True)[1:] == ([], False)
+    assert trial.send(batch, accepted=True, witness=True) == (None, [], False)
+    assert trial.send(batch, accepted=True, witness=True) == ((0, 1), [], False)
+    assert trial.send(batch, accepted=True, witness=True) == ((1, 2), [], False)
+    assert trial.bisection.done(batch)
+
+
+def test_a_second_refusal_of_what_was_sent_before_the_acceptance_decides_nothing() -> None:
+    """The destination may have refused everything until then."""
+    batch, late = batch_of(PAGE), batch_of(PAGE)
+    trial = Trial(batch, late)
+    trial.send(batch, accepted=False)
+    piece = trial.bisection.take(batch, probes=False, witness=False)
+    trial.send(late, accepted=True)
+    assert trial.bisection.refused(batch, piece, trial.now) == ([], False, False)
+    assert not trial.bisection.done(batch)
+    trial.bisection.forget(late)
+    late = batch_of(PAGE)
+    trial.bisection.begin(late)
+    trial.send(late, accepted=True)
+    assert trial.send(batch, accepted=False) == ((0, 1), [0], False)
+
+
+@pytest.mark.parametrize(
+    ("suspect", "behind", "guilty"),
+    [
+        (IDENTIFY, IDENTIFY, [0]),
+        (IDENTIFY | FURTHER, IDENTIFY, [0]),
+        (IDENTIFY, PAGE, []),
+        (PAGE | FURTHER, IDENTIFY, []),
+        (IDENTIFY, PAGE | FURTHER, []),
+    ],
+)
+def test_traits_are_not_sent_once_more_when_newer_ones_were_accepted(
+    suspect: int, behind: int, guilty: list[int]
+) -> None:
+    batch = batch_of(suspect, behind)
+    trial = Trial(batch)
+    trial.send(batch, accepted=False)
+    trial.send(batch, accepted=False)
+    assert trial.send(batch, accepted=True) == ((1, 2), guilty, False)
+    assert trial.bisection.done(batch) is bool(guilty)
+
+
+def test_traits_are_sent_once_more_when_older_ones_were_accepted() -> None:
+    batch = batch_of(IDENTIFY, IDENTIFY)
+    trial = Trial(batch)
+    for _ in range(3):
+        trial.send(batch, accepted=False)
+    assert trial.send(batch, accepted=True) == ((0, 1), [], False)
+    assert trial.send(batch, accepted=True) == ((1, 2), [], False)
 
 
 def test_a_witness_that_is_refused_blames_the_destination_and_a_call_is_asked_next() -> None:
@@ -445,9 +535,11 @@ def test_another_batch_of_the_lane_is_witness_if_it_was_sent_after_the_refusal()
     piece = trial.bisection.take(early, probes=False, witness=False)
     started = trial.now
     trial.send(bad, accepted=False)
-    assert trial.bisection.accepted(early, piece, started, trial.now).guilty == []
-    assert trial.send(late, accepted=True) == ((0, 1), [0], False)
-    assert bad.not_before == trial.now, "what is left of it, if anything, may be sent"
+    trial.bisection.accepted(early, piece, started, trial.now)
+    assert bad.not_before > trial.now
+    trial.send(late, accepted=True)
+    assert bad.not_before == trial.now, "it may be sent"
+    assert trial.send(bad, accepted=False) == ((0, 1), [0], False)
 
 
 def test_another_batch_that_is_refused_waits_and_blames_the_destination_once_one_is_undecided() -> (
@@ -553,9 +645,8 @@ def test_a_destination_that_refuses_everything_is_blamed_after_few_requests(call
 class Judging(RuleBasedStateMachine):
     """A lane whose requests, answers, breakdowns and probes come in any order.
 
-    Every call has a name, its batch and its place. A call that isn't poisonous may be found at fault only if the
-    destination contradicted itself: it refused a request with that call and without any poisonous one, and accepted
-    something that was sent later.
+    Every call has a name, its batch and its place. It is found at fault only if the destination refused it alone twice,
+    with an acceptance in between, or for one of two other reasons: see `proven`.
     """
 
     @initialize(witness=st.booleans())
@@ -569,9 +660,9 @@ class Judging(RuleBasedStateMachine):
         self.made: set[tuple[Batch, int]] = set()
         self.accepted: list[tuple[Batch, int]] = []
         self.convicted: list[tuple[Batch, int]] = []
-        self.wronged: dict[tuple[Batch, int], float] = {}  # when first refused without a cause
-        self.refused: set[tuple[Batch, int]] = set()  # alone
-        self.last_accepted = -1.0  # when the last that was accepted was sent
+        # What was refused, and what was accepted: when it was sent, and when it was answered.
+        self.refusals: dict[tuple[Batch, Piece], list[tuple[float, float]]] = {}
+        self.acceptances: list[tuple[Batch, Piece | None, float, float]] = []
         self.broken = False
         self.held = False
         self.requests = 0
@@ -582,7 +673,9 @@ class Judging(RuleBasedStateMachine):
 
     @rule(
         calls=st.lists(
-            st.tuples(st.booleans(), st.sampled_from([IDENTIFY, PAGE])), min_size=1, max_size=9
+            st.tuples(st.sampled_from([False, False, True]), st.sampled_from([IDENTIFY, PAGE])),
+            min_size=1,
+            max_size=9,
         )
     )
     def add(self, calls: list[tuple[bool, int]]) -> None:
@@ -621,6 +714,16 @@ class Judging(RuleBasedStateMachine):
         self.requests += 1
         self.under_way.append((batch, piece, now, self.held))
 
+    @rule(chosen=st.integers(0, 100), refused=st.integers(0, 6), more=st.integers(0, 4))
+    def outage(self, chosen: int, refused: int, more: int) -> None:
+        """Refuse everything for so many requests, and be well again for some more."""
+        for number in range(refused + more):
+            self.broken = number < refused
+            before = len(self.under_way)
+            self.send(chosen)
+            if len(self.under_way) > before:
+                self.answer(before, "400")
+
     @precondition(lambda self: self.under_way)
     @rule(chosen=st.integers(0, 100), said=st.sampled_from(["400"] * 6 + ["503", "401"]))
     def answer(self, chosen: int, said: str) -> None:
@@ -636,12 +739,9 @@ class Judging(RuleBasedStateMachine):
             self.held = True
             self.bisection.misconfigured(batch, piece, now)
         elif self.broken or calls & self.poison:
-            if len(calls) == 1:
-                self.refused |= calls
-            if not calls & self.poison:
-                for call in calls:
-                    self.wronged.setdefault(call, now)
-            self.judge(self.bisection.refused(batch, piece, now, held=self.held))
+            if piece is not None:
+                self.refusals.setdefault((batch, piece), []).append((started, now))
+            self.judge(batch, self.bisection.refused(batch, piece, now, held=self.held))
         else:
             self.held = self.held and not probe
             for place in range(*(piece or (0, 0))):
@@ -649,22 +749,48 @@ class Judging(RuleBasedStateMachine):
                     before = [at for one, at in self.accepted if one is batch]
                     assert not [at for at in before if at > place and batch.types[at] == IDENTIFY]
                 self.accepted.append((batch, place))
-            self.last_accepted = max(self.last_accepted, started)
-            self.judge(self.bisection.accepted(batch, piece, started, now))
+            self.acceptances.append((batch, piece, started, now))
+            self.judge(batch, self.bisection.accepted(batch, piece, started, now))
         for batch in list(self.waiting):
             if batch in self.bisection and self.bisection.done(batch):
                 self.waiting.remove(batch)
                 self.bisection.forget(batch)
 
-    def judge(self, verdict: Verdict) -> None:
-        for call in verdict.guilty:
+    def judge(self, batch: Batch, verdict: Verdict) -> None:
+        for place in verdict.guilty:
+            call = batch, place
             assert call not in self.accepted
             assert call not in self.convicted
-            assert call in self.refused, "it stood alone"
-            assert call in self.poison or self.wronged[call] <= self.last_accepted
+            assert self.proven(batch, place)
             self.convicted.append(call)
         if verdict.blames:
             self.held = True
+
+    def proven(self, batch: Batch, place: int) -> bool:
+        """Whether what the destination said is enough to find a call at fault."""
+        alone = self.refusals[batch, (place, place + 1)]
+        first = alone[0][1]
+        last = alone[-1][0]
+        if any(first <= sent and said <= last for _, _, sent, said in self.acceptances):
+            return True
+        parts = [
+            (piece, sent, said)
+            for one, piece, sent, said in self.acceptances
+            if one is batch and piece is not None
+        ]
+        halves = [
+            (start, place)
+            for (one, (start, stop)), refusals in self.refusals.items()
+            if one is batch and stop == place + 1 and (start + stop) // 2 == place
+            for (piece, sent, said) in parts
+            if piece == (start, place) and refusals[0][1] <= sent and said <= last
+        ]
+        if halves:
+            return True
+        return batch.types[place] == IDENTIFY and any(
+            first <= sent and IDENTIFY in batch.types[max(piece[0], place + 1) : piece[1]]
+            for piece, sent, _ in parts
+        )
 
     def teardown(self) -> None:
         """The destination is mended, and good calls come by: each call finds its fate, within few requests."""
@@ -685,7 +811,7 @@ class Judging(RuleBasedStateMachine):
             if number % 8 == 0 and not (self.witness and self.accepted):
                 self.add([(False, PAGE)])
                 left += 1
-            assert self.requests - before <= 4 * left + 4
+            assert self.requests - before <= 5 * left + 4
             assert number < 10_000, "nothing may be sent, and it waits"
         assert sorted(map(repr, [*self.accepted, *self.convicted])) == sorted(map(repr, self.made))
         assert self.poison <= set(self.convicted)

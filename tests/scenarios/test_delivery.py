@@ -137,7 +137,7 @@ def test_one_poisonous_call_in_a_batch_of_2500_is_found_and_its_siblings_arrive(
             await stage.until_committed()
             assert stage.segment.stats.max_calls == 2_500, "batches were full"
             refusals = stage.segment.stats.answers["400"]
-            assert refusals <= 14, "halving a batch of 2,500 calls takes at most twelve steps"
+            assert refusals <= 14, "the batch, twelve halvings, and the call alone once more"
             await stage.assert_accounted_for(refused=frozenset({calls[-1]["messageId"]}))
 
     asyncio.run(story())
