@@ -105,6 +105,9 @@ class Prometheus:
             while not await self._is_ready():
                 assert process.returncode is None, (folder / "log").read_text()
                 await asyncio.sleep(0.1)
+            # It is ready before it scrapes: that begins some seconds later, and what happens until then it never sees.
+            while len(await self.at(f'up{{job="{JOB}"}}', time.time())) < len(self.ports):
+                await asyncio.sleep(0.1)
         return self
 
     async def __aexit__(self, *_: object) -> None:
