@@ -42,9 +42,7 @@ _TOO_MUCH = {"rate_limited", "timeout"}  # the reasons to retry that ask for few
 _SAY_AGAIN = 600.0
 _LOOK_INTERVAL = 1.0  # seconds between two looks at every lane for what is to be given up
 _REMEMBERED = 1000  # so many destinations that are held outlive their lanes: keys may come from what visitors send
-_DOUBTFUL = (
-    192  # so many requests may be under way beside the limit, one each of keys that may not deliver
-)
+_DOUBTFUL = 192  # so many requests may run beside the limit, one for each key that may not deliver
 _PATIENCE = 1.0  # seconds; a request without an answer for longer, and for so many times as long as others take, ...
 _SLOWER = 4.0  # ... is no reason to let others wait
 _BODY_FACTOR = 1.5  # a body and its compressed copy, in bytes of the body
@@ -144,7 +142,7 @@ class _Route:
         bisection: judges what Segment refuses of it.
         refusal: what Segment said when it last refused something.
         alone_since: since when its destination is held while others deliver, in seconds; infinity while that isn't so.
-        place: the queue in which it waits for a slot, and since when; or None and when to look again. In seconds.
+        place: the queue in which it waits for a slot, and since when; or None, and when to look again; in seconds.
     """
 
     lane: Lane
@@ -214,9 +212,8 @@ class Delivery:
         self._routes: dict[Lane, _Route] = {}
         self._witnesses = Witnesses()
         self._attempts: dict[asyncio.Task[None], _Attempt] = {}
-        self._regular = self._doubtful = self._probing = (
-            0  # requests under way, by whose slots they have
-        )
+        # Requests under way, by whose slots they have.
+        self._regular = self._doubtful = self._probing = 0
         self._proven: set[Destination] = set()
         self._latency = 0.0
         # Who waits: a change of a lane is looked at once, however many lanes there are.
@@ -418,8 +415,8 @@ class Delivery:
         may_have_one = {
             _Class.PROVEN: self._regular < limit,
             _Class.DOUBTFUL: self._doubtful < _DOUBTFUL,
-            _Class.ASKED: not self._proven
-            and self.in_flight < limit,  # nobody else has a use for the slot
+            # Nobody else has a use for the slot.
+            _Class.ASKED: not self._proven and self.in_flight < limit,
             _Class.HELD: self._probing < max(1, limit // 4),
         }
         heads = [self._head(kind) for kind, may in may_have_one.items() if may]
