@@ -284,6 +284,8 @@ class Delivery:
                     due = min(due, give_up_at, self._start(group, now))
                 else:
                     self._concurrency.binds(now, binding=False)
+                    if not self.in_flight:
+                        self._progress.set()  # a drain has nothing left to wait for
                 try:
                     async with asyncio.timeout_at(None if due == _NEVER else due):
                         await self._wake.wait()
@@ -534,6 +536,7 @@ class Delivery:
         route.lane.ready.remove(batch)
         self._settle(route, batch, now)
         self._unseen[route] = None  # what was behind it may be sent
+        self._progress.set()
         if now >= self._say_given_up_at:
             self._say_given_up_at = now + _SAY_AGAIN
             log.error(

@@ -74,6 +74,29 @@ def test_a_drain_that_may_not_send_waits_for_what_is_under_way_alone() -> None:
     tell(story)
 
 
+def test_a_drain_ends_when_the_membership_does() -> None:
+    """What waits for another try then isn't this process's to send any more."""
+    certain = True
+
+    async def story() -> None:
+        nonlocal certain
+        segment = FakeSegment(lambda _: UNAVAILABLE)
+        async with Rig(segment, may_send=lambda: certain) as rig:
+            lane = rig.lane()
+            rig.add(lane, "a")
+            while not segment.attempts:
+                await asyncio.sleep(0.1)
+            draining = asyncio.create_task(rig.delivery.drain("rebalance", HOUR))
+            await asyncio.sleep(120)  # backing off, up to a minute between two tries
+            assert not draining.done()
+            certain = False
+            attempts = len(segment.attempts)
+            assert await asyncio.wait_for(draining, 120) is False
+            assert len(segment.attempts) <= attempts + 1
+
+    tell(story)
+
+
 def test_no_probe_is_sent_and_nothing_is_given_up_while_it_may_not_be_sent() -> None:
     """A write key is held for longer than `max_hold` while others deliver; then the membership ends."""
     certain = True
