@@ -29,6 +29,8 @@ def refuses(bootstrap: str) -> bool:
             socket.create_connection((host, int(port)), 1).close()
         except ConnectionRefusedError:
             return True
+        except OSError:
+            pass  # reset or silent: it is about to end
         time.sleep(0.02)
     return False
 
