@@ -248,6 +248,20 @@ def make_limits(config: Config) -> Limits:
     return Limits(config.flush.max_calls, config.flush.max_bytes)
 
 
+def make_pace(config: Config) -> Pace:
+    """Say how fast delivery may send, and how long it waits for more.
+
+    Args:
+        config: all settings.
+    """
+    flush = config.flush
+    return {
+        "concurrency": None if flush.concurrency == ADAPTIVE else flush.concurrency,
+        "max_requests_per_second": flush.max_requests_per_second,
+        "interval_seconds": flush.interval,
+    }
+
+
 def make_suppression(config: Config, write_key: str, digests: Digests) -> Suppression | None:
     """Make what says which calls of a lane needn't be sent; None if all are.
 
@@ -393,7 +407,7 @@ class Pipeline:
             self._segment,
             handler=self,
             observer=self._metrics,
-            **_pace(config),
+            **make_pace(config),
             max_hold_seconds=config.segment.max_hold,
             may_send=self._source.may_send,
         )
@@ -465,7 +479,7 @@ class Pipeline:
                 lane.limit(make_limits(config), now)
                 if config.aggregate.suppress_for != suppress_for:
                     lane.suppress(make_suppression(config, write_key, generation.digests))
-        self._delivery.tune(**_pace(config))
+        self._delivery.tune(**make_pace(config))
 
     def not_ready(self) -> list[str]:
         """Say why this process can't do its work now: a sentence each, none when it can."""
@@ -940,15 +954,6 @@ class Pipeline:
 
 def _words(state: State) -> str:
     return str(state).replace("_", " ")
-
-
-def _pace(config: Config) -> Pace:
-    flush = config.flush
-    return {
-        "concurrency": None if flush.concurrency == ADAPTIVE else flush.concurrency,
-        "max_requests_per_second": flush.max_requests_per_second,
-        "interval_seconds": flush.interval,
-    }
 
 
 async def _unless(over: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T | None:

@@ -15,14 +15,14 @@ import orjson
 import pytest
 import structlog
 
-import virtual_time
 from kafka_broker.broker import KafkaBroker, free_port
 from kafka_broker.topics import Kafka, ReadRecord
+from streamer import virtual_time
 from streamer.core.budget import Budget
 from streamer.core.model import DeadLetter, Reason
 from streamer.dead_letter import LETTER_OVERHEAD, DeadLetters, FileSink, KafkaSink
 from streamer.errors import StartError
-from virtual_time import START
+from streamer.virtual_time import START
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-import virtual_time
+from streamer import virtual_time
 from streamer.core.account import Account, Ledger
 from streamer.core.aggregate import Lane, Merging
 from streamer.core.batch import Limits
@@ -37,7 +37,7 @@ from streamer.core.model import (
 )
 from streamer.core.offsets import Chunk
 from streamer.delivery import Delivery, states
-from virtual_time import START
+from streamer.virtual_time import START
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-import virtual_time
+from streamer import virtual_time
 from streamer.errors import PluginError
 from streamer.handlers import (
     MAX_PENDING_BYTES,

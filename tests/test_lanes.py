@@ -13,7 +13,7 @@ import pytest
 from aiokafka import ConsumerRecord
 from structlog.testing import capture_logs
 
-import virtual_time
+from streamer import virtual_time
 from streamer.config import load_config
 from streamer.core.account import Account
 from streamer.core.aggregate import Lane, Merging

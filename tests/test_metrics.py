@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-import virtual_time
+from streamer import virtual_time
 from streamer.core.account import Account
 from streamer.core.batch import Batch, Limits
 from streamer.core.model import (

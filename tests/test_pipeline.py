@@ -18,9 +18,9 @@ from aiokafka import ConsumerRecord
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
-import virtual_time
 from kafka_broker.broker import free_port
 from kafka_broker.topics import Kafka, ToProduce, fresh_name
+from streamer import virtual_time
 from streamer.backlog import look
 from streamer.config import load_config
 from streamer.core.aggregate import CALL_OVERHEAD, open_bytes

@@ -49,7 +49,7 @@ from streamer.mock_segment.judge import Judge
 from streamer.mock_segment.request import Request
 from streamer.pipeline import Pipeline, make_transform
 from streamer.segment import Answer, classify
-from virtual_time import VirtualTimeLoop
+from streamer.virtual_time import VirtualTimeLoop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence

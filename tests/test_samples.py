@@ -6,7 +6,7 @@ import asyncio
 
 from prometheus_client import CollectorRegistry, Counter
 
-import virtual_time
+from streamer import virtual_time
 from streamer.console import INTERVAL, KEPT, Console, Sample
 
 

@@ -12,8 +12,8 @@ from aiokafka import ConsumerRecord
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
-import virtual_time
 from streamer import pipeline as module
+from streamer import virtual_time
 from streamer.config import load_config
 from streamer.core.model import Delivered, Reason, Response, Retry
 from streamer.hooks import Hooks

@@ -27,9 +27,9 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 from structlog.testing import capture_logs
 
-import virtual_time
 from kafka_broker.broker import KafkaBroker, free_port
 from kafka_broker.topics import QUIET, Kafka, fresh_name
+from streamer import virtual_time
 from streamer.core.model import Restart
 from streamer.source import Source, Subscription
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from streamer.core.model import CALL_TYPES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from streamer.core.offsets import Chunk
 
 _HEAD = b'{"batch":['
@@ -224,6 +226,21 @@ class Batch:
             if _FIRST_MAIN <= kind < FURTHER
         )
 
+    def timestamps(self, start: int = 0, stop: int | None = None) -> Iterator[int]:
+        """Give the Kafka timestamps of a piece's records, of those that have one, in milliseconds since the epoch."""
+        stamps_of = [chunk.timestamps for chunk in self.chunks]
+        places = zip(
+            self.chunk_numbers[start:stop],
+            self.records[start:stop],
+            self.types[start:stop],
+            strict=True,
+        )
+        return (
+            stamp
+            for number, record, kind in places
+            if _FIRST_MAIN <= kind < FURTHER and (stamp := stamps_of[number][record]) >= 0
+        )
+
     def ages(
         self, now_ms: int, edges: list[float], start: int = 0, stop: int | None = None
     ) -> Ages:
@@ -238,18 +255,7 @@ class Batch:
             start: the first call.
             stop: the call behind the last one.
         """
-        stamps_of = [chunk.timestamps for chunk in self.chunks]
-        places = zip(
-            self.chunk_numbers[start:stop],
-            self.records[start:stop],
-            self.types[start:stop],
-            strict=True,
-        )
-        stamps = sorted(
-            stamp
-            for number, record, kind in places
-            if _FIRST_MAIN <= kind < FURTHER and (stamp := stamps_of[number][record]) >= 0
-        )
+        stamps = sorted(self.timestamps(start, stop))
         if stamps and stamps[-1] > now_ms:
             past = bisect_right(stamps, now_ms)
             stamps[past:] = [now_ms] * (len(stamps) - past)

@@ -37,6 +37,11 @@ _NO_NEWS = frozenset(
 """What of a call is no news: its id and its times. Its traits have a digest of their own."""
 
 
+def without_news(call: Contribution) -> bytes:
+    """Serialise what of a call is compared beside its traits: all but its id and its times."""
+    return orjson.dumps({key: value for key, value in call.call.items() if key not in _NO_NEWS})
+
+
 class Digests:
     """What was last delivered in one generation: a bounded number of digests, of which the least used one goes first.
 
@@ -146,9 +151,7 @@ class Suppression:
         target = self._name((new.type, profile[1] if isinstance(profile, tuple) else profile))
         pair = self._name((new.type, group, anonymous, user if anonymous is None else None))
         traits = self._digest(self._traits(new))
-        rest = self._digest(
-            orjson.dumps({key: value for key, value in new.call.items() if key not in _NO_NEWS})
-        )
+        rest = self._digest(without_news(new))
         had, known = digests.get(target), digests.get(pair)
         same = had is not None and had[0] == traits
         pending = self._pending.get(profile)

@@ -1,6 +1,7 @@
 """An event loop whose clock stands still while anything is ready, and jumps to the next timer when nothing is.
 
-Hours pass in milliseconds, in the same order every time. A test that would wait for ever fails at once instead.
+Hours pass in milliseconds, in the same order every time. What would wait for ever fails at once instead. `simulation`
+plays with it what streamer would do, and tests live in it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ START = 1000.0
 
 
 class StuckError(Exception):
-    """Nothing is ready and no timer is set: what the test waits for never comes."""
+    """Nothing is ready and no timer is set: what is waited for never comes."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):

@@ -1,0 +1,339 @@
+"""What streamer would do with a stream under other settings: its own lanes and delivery, in virtual time.
+
+Merging, suppression, batches, slots, rate and back-pressure are the code that runs in `streamer run`. Played are only
+both ends: records come from a trace when Kafka had them, and Segment accepts each request after a fixed time. What a
+record costs in CPU isn't in it; docs/tuning.md says when that matters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import groupby
+from math import ceil
+from typing import TYPE_CHECKING, NamedTuple
+
+from streamer import virtual_time
+from streamer.core.account import Account
+from streamer.core.budget import Budget
+from streamer.core.model import Delivered, FilterReason, Formatted, Response
+from streamer.core.offsets import Chunk
+from streamer.delivery import Delivery
+from streamer.pipeline import make_digests, make_lane, make_pace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from streamer.config import Config
+    from streamer.core.aggregate import Lane
+    from streamer.core.batch import Batch
+    from streamer.core.bisection import Piece
+    from streamer.core.model import Outcome, Partition, Reason
+    from streamer.delivery import Answer
+    from streamer.trace import Arrival, Trace
+
+READ_SECONDS = 0.01
+"""Records that come within so long are read together; Kafka answers a fetch that waits as soon as there is one."""
+
+_OK = Response(200, {}, '{"success":true}')
+
+
+@dataclass(slots=True)
+class Played:
+    """What came of a trace under some settings.
+
+    Rates and batches are those of the time from the first record to the last; a batch that is open at its end counts by
+    how far it has come. Lateness is that of every record.
+
+    Attributes:
+        seconds: that time.
+        records: how many came.
+        ages: how old each record was when Segment had accepted its page or track call, in seconds, ascending.
+        requests: how many batches closed.
+        calls: how many calls stood in these.
+        body_bytes: bytes of their bodies, before compression.
+        made, merged, suppressed: calls that were made of the records, merged into others, and left out.
+        triggers: why batches closed.
+        sizes: calls of each batch that closed, ascending.
+        peak_bytes: the most that was held of the memory budget.
+        spent_seconds: how long reading waited for memory.
+    """
+
+    seconds: float
+    records: int = 0
+    ages: array[float] = field(default_factory=lambda: array("d"))
+    requests: float = 0.0
+    calls: int = 0
+    body_bytes: int = 0
+    made: int = 0
+    merged: int = 0
+    suppressed: int = 0
+    triggers: Counter[str] = field(default_factory=Counter)
+    sizes: list[int] = field(default_factory=list)
+    peak_bytes: int = 0
+    spent_seconds: float = 0.0
+
+    def lateness(self, percent: float) -> float:
+        """Give a percentile of the records' ages at their delivery, in seconds; NaN if none was delivered.
+
+        Args:
+            percent: of the records that are at most so old, from 0 to 100.
+        """
+        ages = self.ages
+        if not ages:
+            return float("nan")
+        return ages[max(ceil(len(ages) * percent / 100) - 1, 0)]
+
+    @property
+    def requests_per_second(self) -> float:
+        """Requests a second, on average."""
+        return self.requests / self.seconds
+
+    @property
+    def calls_per_request(self) -> float:
+        """Calls in a request, on average."""
+        return self.calls / self.requests if self.requests else float("nan")
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bytes of bodies a second, before compression."""
+        return self.body_bytes / self.seconds
+
+    @property
+    def saved(self) -> float:
+        """The share of the bill that merging and suppression save: of the calls that were made, those never sent."""
+        return (self.merged + self.suppressed) / self.made if self.made else 0.0
+
+
+def play(config: Config, trace: Trace, request_seconds: float) -> Played:
+    """Play a trace under some settings.
+
+    Args:
+        config: all settings, of which those of `[aggregate]` and `[flush]` count.
+        trace: what comes.
+        request_seconds: how long Segment takes for a request.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        RuntimeError: it is called where an event loop runs.
+    """
+    settings = config.transform.model_copy(update={"profile": trace.profile})
+    config = config.model_copy(update={"transform": settings})
+    return virtual_time.run(_Play(config, trace, request_seconds).run())
+
+
+class _Accepted(NamedTuple):
+    """The answer to a request; see `streamer.delivery.Answer`."""
+
+    outcome: Outcome
+    response: Response | Exception
+    wire_bytes: int
+    seconds: float
+
+
+class _Play:
+    """One play: Delivery's transport, handler and observer, and what reads."""
+
+    def __init__(self, config: Config, trace: Trace, request_seconds: float) -> None:
+        self._config = config
+        self._arrivals = trace.arrivals
+        self._request_seconds = request_seconds
+        self._start_ms = trace.arrivals[0].at_ms
+        self._budget = Budget(config.flush.memory_budget)
+        self._share = self._budget.share()
+        self._digests = make_digests(config, self._share)
+        self._account = Account()
+        self._ledger = self._account.ledger()
+        self._lanes: dict[str, Lane] = {}
+        self._room = asyncio.Event()
+        self._over = False
+        self._settled = asyncio.Event()
+        # A trace whose records all have one timestamp is a backlog, which takes no time to come.
+        self._played = Played(max(trace.seconds, READ_SECONDS), len(trace.arrivals))
+        self._delivery = Delivery(
+            self,
+            handler=self,
+            observer=self,
+            **make_pace(config),
+            jitter=random.Random(0),  # noqa: S311 - reproducible on purpose
+        )
+
+    async def run(self) -> Played:
+        sending = asyncio.create_task(self._delivery.run())
+        try:
+            await self._read()
+            self._end_of_arrivals()
+            while self._account.in_flight:
+                self._settled.clear()
+                await self._settled.wait()
+        finally:
+            sending.cancel()
+            await asyncio.wait({sending})
+        played, account = self._played, self._account
+        played.made = sum(account.made.values())
+        played.merged = sum(account.merged.values())
+        played.suppressed = sum(account.suppressed.values())
+        played.peak_bytes = self._budget.peak
+        played.ages = array("d", sorted(played.ages))
+        played.sizes.sort()
+        return played
+
+    # --- records in -----------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        clock = asyncio.get_running_loop().time
+        ticks = groupby(self._arrivals, self._tick)
+        for tick, together in ticks:
+            await asyncio.sleep(virtual_time.START + tick * READ_SECONDS - clock())
+            waited = clock()
+            while self._budget.spent:
+                self._room.clear()
+                await self._room.wait()
+            self._played.spent_seconds += clock() - waited
+            self._add(list(together), clock())
+
+    def _tick(self, arrival: Arrival) -> int:
+        """Number the read that brings a record: the first that begins when it is there."""
+        return int(-(-(arrival.at_ms - self._start_ms) // (READ_SECONDS * 1000)))
+
+    def _add(self, arrivals: Sequence[Arrival], now: float) -> None:
+        by_partition: dict[Partition, list[Arrival]] = {}
+        for arrival in arrivals:
+            by_partition.setdefault(arrival.partition, []).append(arrival)
+        for partition, records in by_partition.items():
+            chunk = Chunk(
+                partition,
+                range(len(records)),
+                [record.at_ms for record in records],
+                [None] * len(records),
+                self._share,
+                now,
+            )
+            size = sum(record.size for record in records)
+            self._ledger.consumed(partition[0], len(records), size)
+            self._share.take(size)
+            for number, record in enumerate(records):
+                self._take(record, chunk, number)
+            chunk.let_go()
+            self._share.give(size)
+        self._delivery.notify()
+
+    def _take(self, record: Arrival, chunk: Chunk, number: int) -> None:
+        ledger = self._ledger
+        if record.made is None:
+            ledger.filtered(FilterReason.EMPTY)  # or rejected: no call is made of it
+            return
+        calls = record.made.calls()
+        lane = self._lanes.get(record.write_key)
+        if lane is None:
+            lane = self._begin_lane(record.write_key)
+        if isinstance(calls, Formatted):
+            for contribution in calls.contributions:
+                ledger.made(contribution.type)
+            ledger.made(calls.type)
+            lane.add(calls, chunk, number)
+        else:
+            for call in calls.taken:
+                ledger.made(call.type)
+            lane.add_changed(calls, chunk, number)
+            if not calls.decided:
+                ledger.settled(1)
+
+    def _begin_lane(self, write_key: str) -> Lane:
+        lane = self._lanes[write_key] = make_lane(
+            self._config, write_key, self._ledger, self._share, self._digests
+        )
+        self._delivery.begin(lane)
+        return lane
+
+    def _end_of_arrivals(self) -> None:
+        """Count the batches that are open by how far they have come; rates end here."""
+        self._over = True
+        now, flush = asyncio.get_running_loop().time(), self._config.flush
+        for lane in self._lanes.values():
+            batch = lane.open
+            if batch is not None:
+                waited = (now - batch.oldest) / flush.interval
+                filled = max(batch.size / flush.max_bytes, len(batch) / flush.max_calls)
+                self._played.requests += min(max(waited, filled), 1.0)
+                self._count(batch)
+
+    def _count(self, batch: Batch) -> None:
+        self._played.calls += len(batch)
+        self._played.body_bytes += batch.size
+
+    # --- what delivery asks ---------------------------------------------------------------------
+
+    async def attempt(self, write_key: str, body: bytes, tries: int) -> Answer:  # noqa: ARG002 - all are alike
+        """Accept a request, after a while."""
+        await asyncio.sleep(self._request_seconds)
+        return _Accepted(Delivered(200), _OK, len(body), self._request_seconds)
+
+    def closed(self, batch: Batch) -> None:
+        """Count a batch."""
+        if not self._over:
+            played = self._played
+            played.requests += 1
+            played.triggers[batch.trigger or ""] += 1
+            played.sizes.append(len(batch))
+            self._count(batch)
+
+    def attempted(self, outcome: Outcome, seconds: float) -> None:
+        """Nothing to count: each attempt delivers."""
+
+    def delivered(
+        self,
+        batch: Batch,
+        piece: Piece,  # noqa: ARG002 - it is the whole batch: nothing is refused
+        body_bytes: int,  # noqa: ARG002
+        wire_bytes: int,  # noqa: ARG002
+        seconds: float,  # noqa: ARG002
+    ) -> None:
+        """Note how old the records are."""
+        clock = asyncio.get_running_loop().time()
+        now_ms = self._start_ms + (clock - virtual_time.START) * 1000
+        self._played.ages.extend((now_ms - stamp) / 1000 for stamp in batch.timestamps())
+
+    def refused(
+        self, lane: Lane, batch: Batch, place: int, detail: str, reason: Reason | None = None
+    ) -> None:
+        """Never: Segment accepts everything."""
+        raise AssertionError(detail, lane, batch, place, reason)
+
+    def answered(self, batch: Batch, piece: Piece, answer: Answer) -> None:
+        """Nobody wants to know."""
+
+    def settled(self, batch: Batch) -> None:
+        """Nobody wants to know."""
+
+    def progressed(self) -> None:
+        """Go on reading, or end."""
+        if not self._budget.spent:
+            self._room.set()
+        self._settled.set()
+
+
+def knee(points: Iterable[tuple[float, float]]) -> int | None:
+    """Find where going on costs more than it gains: the point farthest below the line from the first to the last.
+
+    Args:
+        points: lateness and requests a second of some settings, by rising lateness; both are seen relative to the range
+            that the points span.
+
+    Returns:
+        The number of the point; None if there is no such bend.
+    """
+    points = list(points)
+    if len(points) < 3:
+        return None
+    (x0, y0), (x1, y1) = points[0], points[-1]
+    if x1 <= x0 or y1 >= y0:
+        return None
+    below = [1 - (x - x0) / (x1 - x0) - (y - y1) / (y0 - y1) for x, y in points]
+    most = max(below)
+    return below.index(most) if most > 0.05 else None

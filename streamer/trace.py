@@ -1,0 +1,307 @@
+"""What a stream is like, without what is in it: when its records come, and the shape of their calls.
+
+A trace is NDJSON: a head, then a line a record. `streamer preview --record` writes one from Kafka, `streamer tune`
+plays it to lanes with other settings. What merging, suppression and batches go by is kept, and nothing else: sizes, and
+for everything that is compared a digest. Digests are keyed with random bytes that nobody keeps, so they say nothing
+outside their trace, and no two traces can be joined. Names of traits stay: `aggregate.ignore_traits` goes by them, and
+they are a site's vocabulary rather than a visitor's.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import orjson
+
+from streamer import __version__
+from streamer.core.model import Changed, Contribution, Filtered, Fixed, Formatted, Main, Reject
+from streamer.core.suppression import without_news
+from streamer.errors import StartError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from streamer.core.model import Partition
+
+FORMAT = 1
+"""The number of this form of a trace; another one can't be read."""
+
+_DIGEST_BYTES = 6
+"""Two of a million different values have the same digest with a chance of one in 500."""
+_QUOTES = 2
+_PLAIN_NAME = re.compile(r"[A-Za-z_][\w.-]{0,63}", re.ASCII)
+_ID = "s1-" + "0" * 32
+
+
+class Arrival(NamedTuple):
+    """A record of a trace.
+
+    Attributes:
+        at_ms: Kafka's timestamp, in milliseconds since the epoch.
+        partition: topic and number.
+        size: bytes of its value.
+        write_key: a digest of its calls' write key; empty if it has none.
+        made: its calls, each as long as it was, with digests for content; None if it has none.
+        reason: why it has none: of a reject or a filtered record; else empty.
+    """
+
+    at_ms: int
+    partition: Partition
+    size: int
+    write_key: str
+    made: _Made | None
+    reason: str
+
+
+class _Made(NamedTuple):
+    """The calls of one record, to be made anew each time they are played: a lane changes what it merges."""
+
+    profiled: tuple[Contribution | Main, ...]
+    main: Main | None
+
+    def calls(self) -> Formatted | Changed:
+        """Give the calls, for a lane."""
+        fresh = tuple(
+            one if isinstance(one, Main | Fixed) else _fresh(one) for one in self.profiled
+        )
+        if self.main is None:
+            return Changed(fresh)
+        return Formatted(fresh, self.main.type, self.main.serialised)  # type: ignore[arg-type] # no Main is among them
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Records of a stream.
+
+    Attributes:
+        profile: `transform.profile` of the settings that made their calls.
+        arrivals: the records, by their timestamps.
+    """
+
+    profile: str
+    arrivals: list[Arrival]
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes from the first record to the last."""
+        arrivals = self.arrivals
+        return (arrivals[-1].at_ms - arrivals[0].at_ms) / 1000 if arrivals else 0.0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the records' values."""
+        return sum(arrival.size for arrival in self.arrivals)
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Makes the lines of a trace.
+
+    Attributes:
+        key: what its digests are keyed with.
+    """
+
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
+
+    def head(self, profile: str) -> bytes:
+        """Give the first line.
+
+        Args:
+            profile: `transform.profile` of the settings that make the calls.
+        """
+        return orjson.dumps({"trace": FORMAT, "streamer": __version__, "profile": profile})
+
+    def line(
+        self,
+        partition: Partition,
+        timestamp_ms: int,
+        size: int,
+        write_key: str,
+        made: Formatted | Changed | Reject | Filtered,
+    ) -> bytes:
+        """Give the line of a record.
+
+        Args:
+            partition: topic and number.
+            timestamp_ms: Kafka's timestamp, in milliseconds since the epoch.
+            size: bytes of its value.
+            write_key: that of its calls, of which only a digest is written.
+            made: what came of it; nothing of it is changed.
+        """
+        line: dict[str, Any] = {
+            "at": timestamp_ms,
+            "topic": partition[0],
+            "partition": partition[1],
+            "bytes": size,
+        }
+        if isinstance(made, Reject | Filtered):
+            line["reason"] = made.reason
+            return orjson.dumps(line)
+        line["key"] = self._digest(write_key.encode())
+        if isinstance(made, Formatted):
+            line["calls"] = [self._said(one) for one in made.contributions]
+            line["main"] = [made.type, len(made.main)]
+        else:
+            line["calls"] = [
+                {"main": one.type, "bytes": len(one.serialised), "decides": one.decides}
+                if isinstance(one, Main)
+                else self._said(one)
+                for one in made.taken
+            ]
+        return orjson.dumps(line)
+
+    def _said(self, one: Contribution) -> dict[str, Any]:
+        """Describe an identify or group call."""
+        profile, (user, anonymous) = one.profile, one.pair
+        said: dict[str, Any] = {"type": one.type}
+        if isinstance(profile, tuple):
+            said["profile"], said["group"] = self._name(profile[0]), self._name(profile[1])
+        else:
+            said["profile"] = self._name(profile)
+        if isinstance(one, Fixed):
+            said["fixed"] = len(one.serialised)
+            return said
+        said["user"], said["anonymous"] = self._name(user), self._name(anonymous)
+        said["rest"] = self._digest(without_news(one))
+        said["bytes"] = len(one.render())
+        said["traits"] = {
+            name
+            if _PLAIN_NAME.fullmatch(name)
+            else self._digest(name.encode("utf-8", "surrogatepass")): [
+                len(value := orjson.dumps(trait)),
+                self._digest(value),
+            ]
+            for name, trait in one.traits.items()
+        }
+        return said
+
+    def _name(self, name: object) -> str | None:
+        return None if name is None else self._digest(orjson.dumps(name))
+
+    def _digest(self, data: bytes) -> str:
+        return blake2b(data, digest_size=_DIGEST_BYTES, key=self.key).hexdigest()
+
+
+def read_trace(file: Path) -> Trace:
+    """Read a trace.
+
+    Args:
+        file: as `streamer preview --record` writes it.
+
+    Raises:
+        StartError: it can't be read, isn't a trace, or has no records; with the line at fault.
+    """
+    try:
+        with file.open("rb") as lines:
+            return parse_trace(lines, str(file))
+    except OSError as error:
+        raise StartError(f"{file} can't be read: {error.strerror}") from error
+
+
+def parse_trace(lines: Iterable[bytes] | BinaryIO, name: str) -> Trace:
+    """Read the lines of a trace; see `read_trace`.
+
+    Args:
+        lines: the head, then those of the records in any order.
+        name: what a person calls the trace.
+    """
+    numbered = enumerate(lines, start=1)
+    _, first = next(numbered, (0, b""))
+    profile = _profile(first, name)
+    known: dict[tuple[str, int], str] = {}
+    arrivals = list(_arrivals(numbered, known, name))
+    if not arrivals:
+        raise StartError(f"{name} has no records: record some with `streamer preview --record`")
+    arrivals.sort(key=lambda arrival: arrival.at_ms)
+    return Trace(profile, arrivals)
+
+
+def _profile(first: bytes, name: str) -> str:
+    try:
+        head = orjson.loads(first)
+        form, profile = head["trace"], str(head["profile"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise StartError(
+            f"{name} is no trace: its first line isn't the head that `streamer preview --record` writes"
+        ) from None
+    if form != FORMAT:
+        raise StartError(
+            f"{name} is a trace of form {form}, and this version reads form {FORMAT}: record it again"
+        )
+    return profile
+
+
+def _arrivals(
+    lines: Iterable[tuple[int, bytes]], tokens: dict[tuple[str, int], str], name: str
+) -> Iterator[Arrival]:
+    for number, line in lines:
+        try:
+            yield _arrival(orjson.loads(line), tokens)
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StartError(
+                f"{name}, line {number}: not a record of a trace ({type(error).__name__}: {error}). If the"
+                " recording was cut short, remove that line"
+            ) from None
+
+
+def _arrival(line: dict[str, Any], tokens: dict[tuple[str, int], str]) -> Arrival:
+    at_ms, partition, size = int(line["at"]), (line["topic"], int(line["partition"])), line["bytes"]
+    if "calls" not in line:
+        return Arrival(at_ms, partition, size, "", None, line["reason"])
+    profiled = tuple(
+        _main(one["main"], one["bytes"], decides=one["decides"])
+        if "main" in one
+        else _contribution(one, tokens)
+        for one in line["calls"]
+    )
+    main = _main(*line["main"], decides=True) if "main" in line else None
+    made = _Made(profiled, main)
+    return Arrival(at_ms, partition, size, line["key"], made, "")
+
+
+def _main(kind: str, size: int, *, decides: bool) -> Main:
+    return Main(kind, b"x" * size, decides)
+
+
+def _contribution(said: dict[str, Any], tokens: dict[tuple[str, int], str]) -> Contribution:
+    """Make an identify or group call as long as it was, and equal in what is compared to those it was equal to."""
+    kind, profile, group = said["type"], said["profile"], said.get("group")
+    if "fixed" in said:
+        call = {"userId": profile, "groupId": group}
+        return Fixed(call, kind, b"x" * said["fixed"])
+    traits: dict[str, str] = {}
+    for name, (size, digest) in said["traits"].items():
+        token = tokens.get((digest, size))
+        if token is None:
+            token = tokens[digest, size] = _token(digest, size)
+        traits[name] = token
+    # The time is no news to suppression: it takes up what a call is longer by.
+    call = {"messageId": _ID, "timestamp": "", "rest": said["rest"]}
+    made = Contribution(
+        kind,
+        profile if group is None else (profile, group),
+        (said["user"], said["anonymous"]),
+        call,
+        traits,
+        orjson.dumps(traits),
+        blake2b(digest_size=16),
+    )
+    call["timestamp"] = "x" * (said["bytes"] - len(made.render()))
+    return made
+
+
+def _token(digest: str, size: int) -> str:
+    """Give a text that is `size` bytes long as JSON, and never the same for another digest."""
+    length = size - _QUOTES
+    return (digest * (length // len(digest) + 1))[: max(length, len(digest))]
+
+
+def _fresh(one: Contribution) -> Contribution:
+    return Contribution(
+        one.type, one.profile, one.pair, one.call, one.traits, one.traits_json, one.hash.copy()
+    )
