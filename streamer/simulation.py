@@ -25,7 +25,7 @@ from streamer.delivery import Delivery
 from streamer.pipeline import make_digests, make_lane, make_pace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from streamer.config import Config
     from streamer.core.aggregate import Lane
@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 READ_SECONDS = 0.01
 """Records that come within so long are read together; Kafka answers a fetch that waits as soon as there is one."""
 
+LATE_PERCENT = 95
+"""How late records are is said by the age that so many of them don't pass."""
+
+_ANY = float("inf")
+_NOTHING = 0.05  # of what is compared
+_STEPS = 6
 _OK = Response(200, {}, '{"success":true}')
 
 
@@ -318,22 +324,102 @@ class _Play:
         self._settled.set()
 
 
-def knee(points: Iterable[tuple[float, float]]) -> int | None:
+class Point(NamedTuple):
+    """What a trace comes to at one flush interval, the other settings being equal.
+
+    Attributes:
+        interval_seconds: `flush.interval`.
+        played: what came of it.
+    """
+
+    interval_seconds: float
+    played: Played
+
+    @property
+    def late(self) -> float:
+        """How old the latest records are, but for one in twenty, in seconds."""
+        return self.played.lateness(LATE_PERCENT)
+
+
+def knee(points: Sequence[Point]) -> Point | None:
     """Find where going on costs more than it gains: the point farthest below the line from the first to the last.
 
     Args:
-        points: lateness and requests a second of some settings, by rising lateness; both are seen relative to the range
-            that the points span.
+        points: by rising interval; lateness and requests a second are seen relative to the range that they span.
 
     Returns:
-        The number of the point; None if there is no such bend.
+        The point; None if there is no such bend: where batches are full before they are old, intervals change nothing.
     """
-    points = list(points)
     if len(points) < 3:
         return None
-    (x0, y0), (x1, y1) = points[0], points[-1]
-    if x1 <= x0 or y1 >= y0:
+    first, last = points[0], points[-1]
+    later = last.late - first.late
+    fewer = first.played.requests_per_second - last.played.requests_per_second
+    if later <= 0 or fewer <= _NOTHING * first.played.requests_per_second:
         return None
-    below = [1 - (x - x0) / (x1 - x0) - (y - y1) / (y0 - y1) for x, y in points]
+    below = [
+        1
+        - (point.late - first.late) / later
+        - (point.played.requests_per_second - last.played.requests_per_second) / fewer
+        for point in points
+    ]
     most = max(below)
-    return below.index(most) if most > 0.05 else None
+    return points[below.index(most)] if most > _NOTHING else None
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What is wanted.
+
+    Attributes:
+        max_lateness: seconds that 95 % of the records may be late at most; infinity for any.
+        max_requests: requests a second, at most; infinity for any.
+    """
+
+    max_lateness: float = _ANY
+    max_requests: float = _ANY
+
+    def met(self, point: Point) -> bool:
+        """Whether a point is as wanted."""
+        return (
+            point.late <= self.max_lateness
+            and point.played.requests_per_second <= self.max_requests
+        )
+
+
+def recommend(points: Sequence[Point], aim: Aim, at: Callable[[float], Point]) -> Point | None:
+    """Find the interval that meets an aim best: the longest that is late enough, or the shortest with few requests.
+
+    Where lateness is limited, the longest interval costs least; where only requests are, the shortest is least late.
+
+    Args:
+        points: by rising interval.
+        aim: what is wanted.
+        at: plays another interval, in seconds.
+
+    Returns:
+        The point, at an interval of two digits between those given; None if none of these meets the aim.
+    """
+    longest = aim.max_lateness != _ANY
+    ordered = list(reversed(points)) if longest else list(points)
+    place = next((n for n, point in enumerate(ordered) if aim.met(point)), None)
+    if place is None:
+        return None
+    best = ordered[place]
+    if not place:
+        return best
+    missed = ordered[place - 1].interval_seconds
+    for _ in range(_STEPS):
+        tried = _two_digits((best.interval_seconds * missed) ** 0.5)
+        if tried in {best.interval_seconds, missed}:
+            break
+        point = at(tried)
+        if aim.met(point):
+            best = point
+        else:
+            missed = tried
+    return best
+
+
+def _two_digits(seconds: float) -> float:
+    return float(f"{seconds:.1e}")

@@ -86,6 +86,25 @@ class Event(NamedTuple):
     timestamp_ms: int
 
 
+def everyday(seed: int, rate: int, clock: Callable[[], int]) -> Iterator[Event]:
+    """Make the events of the demo: as many visitors as such a rate has, and now and then something broken.
+
+    Args:
+        seed: equal seeds give equal events.
+        rate: events a second.
+        clock: gives the time of each event when it is made, in milliseconds since 1970.
+    """
+    return generate(
+        seed,
+        users=min(max(20 * rate, 200), 20_000),
+        broken=0.002,
+        missing_ids=0.001,
+        oversized=0.0005,
+        rate=rate,
+        clock=clock,
+    )
+
+
 def generate(
     seed: int,
     users: int = 2000,

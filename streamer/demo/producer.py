@@ -24,7 +24,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
 from streamer.demo.child import Child
-from streamer.demo.events import Event, generate
+from streamer.demo.events import Event, everyday
 from streamer.errors import StartError
 
 if TYPE_CHECKING:
@@ -245,16 +245,8 @@ class _Run:
             await asyncio.sleep(max(now + _TURN_SECONDS - clock(), 0))
 
     def _events(self) -> Iterator[Event]:
-        rate = self._order.rate
-        return generate(
-            self._order.seed,
-            users=min(max(20 * rate, 200), 20_000),
-            broken=0.002,
-            missing_ids=0.001,
-            oversized=0.0005,
-            rate=rate,
-            clock=lambda: time.time_ns() // 1_000_000,
-        )
+        order = self._order
+        return everyday(order.seed, order.rate, lambda: time.time_ns() // 1_000_000)
 
     def _partition(self, event: Event, partitions: list[int]) -> int:
         if event.key is None:
