@@ -28,6 +28,7 @@ from streamer.cli.run import collect_seldom
 from streamer.config import duration_text, load_config, parse_duration
 from streamer.core.model import CALL_TYPES
 from streamer.demo.broker import MOST_AHEAD_BYTES, EmbeddedBroker
+from streamer.demo.events import GROUPS
 from streamer.demo.producer import Order, Producer
 from streamer.demo.schedule import LATENCY, Phase, bad_day
 from streamer.demo.segment import SegmentProcess
@@ -563,7 +564,7 @@ def _config(interval: str, bootstrap: str, topic: str, endpoint: str) -> Config:
                 "kafka.group_id": topic,
                 "segment.endpoint": endpoint,
                 "segment.write_key": WRITE_KEY,
-                "groups": [{"field": "endpoint.Attributes.AudienceId", "each": True}],
+                "groups": GROUPS,
                 "flush.interval": interval,
                 "server.port": 0,
                 "shutdown_timeout": _SHUTDOWN_TIMEOUT,

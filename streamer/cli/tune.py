@@ -21,7 +21,7 @@ from rich.text import Text
 
 from streamer.cli import AltisOption
 from streamer.config import change_live, duration_text, load_config, parse_duration
-from streamer.demo.events import START_MS, everyday
+from streamer.demo.events import GROUPS, START_MS, everyday
 from streamer.errors import ConfigError, StartError
 from streamer.logs import configure
 from streamer.pipeline import make_transform
@@ -178,6 +178,8 @@ def tune(
     """
     configure("error")
     settings = load_config(config, altis=altis)
+    if trace is None and not settings.groups:
+        settings = load_config(config, {"groups": GROUPS}, altis=altis)
     request_seconds = _duration("--request-time", request_time)
     aim = Aim(
         **(
@@ -403,9 +405,9 @@ def _table(result: _Result) -> Table:
     keys = list(rows[0].values)
     suppressed = any(row.point.played.suppressed for row in rows)
     table = Table(
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True, header_style="bold"
+        box=None, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True, header_style="bold"
     )
-    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True, min_width=1)
     for key in keys:
         table.add_column(_short(key), justify="right", no_wrap=True)
     for percent in _PERCENTS:
@@ -620,16 +622,17 @@ def _draw(file: Path, result: _Result, what: str) -> None:
     late.set(
         title=f"What other flush intervals would do\n{what}", ylabel="seconds late", yscale="log"
     )
-    requests.set(
-        xlabel="flush.interval in seconds", ylabel="requests a second", xscale="log", yscale="log"
-    )
+    requests.set(xlabel="flush.interval", ylabel="requests a second", xscale="log", yscale="log")
     late.legend()
     if several:
         requests.legend()
+    intervals = {row.point.interval_seconds: row.values["flush.interval"] for row in result.rows}
+    requests.set_xticks([*intervals], labels=[*intervals.values()])
+    requests.set_xticks([], minor=True)
     for axes in (late, requests):
         axes.grid(visible=True, alpha=0.3)
-        axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     try:
         figure.savefig(file)
     except (OSError, ValueError) as error:  # a folder that isn't there; a form that it doesn't know

@@ -16,6 +16,8 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+GROUPS = [{"field": "endpoint.Attributes.AudienceId", "each": True}]
+"""`groups`, for the audiences that the events name."""
 START_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
 _PAUSE_SECONDS = 4.0  # between two events of one session, on average
 
