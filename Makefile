@@ -27,7 +27,7 @@ help:
 	@echo "make lint        ruff, mypy and the contract of who imports whom"
 	@echo "make format      put the code in its form"
 	@echo "make docs        write what is made of the code: docs/metrics.md and the dashboards"
-	@echo "make pictures    watch a bad day of some minutes and draw the dashboards into docs/dashboards/"
+	@echo "make pictures    draw the dashboards of a bad day, and the console after a change, into docs/dashboards/"
 	@echo "make kafka       a real Kafka on loopback until Ctrl-C (ARGS='--port 9092')"
 	@echo "make constraints write constraints.txt anew, with the newest versions that pyproject.toml allows"
 	@echo "make clean       remove the environment and what tools left behind"
@@ -73,6 +73,7 @@ docs: $(INSTALLED)
 
 pictures: $(INSTALLED)
 	PYTHONPATH=tests $(BIN)/python dashboards/draw.py $(ARGS)
+	$(BIN)/python dashboards/cycle.py
 
 kafka: $(INSTALLED)
 	@PYTHONPATH=tests $(BIN)/python -m kafka_broker $(ARGS)

@@ -109,6 +109,11 @@ class Played:
         return self.body_bytes / self.seconds
 
     @property
+    def billed(self) -> int:
+        """How many calls Segment bills: those that were made, without those that were merged or left out."""
+        return self.made - self.merged - self.suppressed
+
+    @property
     def saved(self) -> float:
         """The share of the bill that merging and suppression save: of the calls that were made, those never sent."""
         return (self.merged + self.suppressed) / self.made if self.made else 0.0
@@ -259,15 +264,17 @@ class _Play:
 
     def _end_of_arrivals(self) -> None:
         """Count the batches that are open by how far they have come; rates end here."""
-        self._over = True
         now, flush = asyncio.get_running_loop().time(), self._config.flush
         for lane in self._lanes.values():
+            for waiting in lane.ready:
+                self.closed(waiting)
             batch = lane.open
             if batch is not None:
                 waited = (now - batch.oldest) / flush.interval
                 filled = max(batch.size / flush.max_bytes, len(batch) / flush.max_calls)
                 self._played.requests += min(max(waited, filled), 1.0)
                 self._count(batch)
+        self._over = True
 
     def _count(self, batch: Batch) -> None:
         self._played.calls += len(batch)

@@ -32,16 +32,23 @@ class Measured:
     """What one run showed.
 
     Attributes:
-        produced: records.
+        records: that were produced, as they stand in Kafka.
         judged: by mock Segment: from Kafka's timestamp to the acceptance of the page or track call.
         buckets: streamer's own histogram, `streamer_event_age_seconds`: how many in each bucket, the last without end.
         requests: that mock Segment got.
+        calls: that it accepted.
     """
 
-    produced: int
+    records: list[Produced]
     judged: Lateness
     buckets: list[int]
     requests: int
+    calls: int
+
+    @property
+    def produced(self) -> int:
+        """How many records were produced."""
+        return len(self.records)
 
     def judged_bucket(self, percent: float) -> int:
         """The bucket in which the judge's percentile lies, as its index in `AGE_BUCKETS`."""
@@ -92,10 +99,11 @@ async def measure(kafka: Kafka, *, rate: int, seconds: float, interval: str = "1
         await stage.until_committed()
         await stage.assert_accounted_for()
         return Measured(
-            producer.produced,
+            stage.produced,
             stage.segment.stats.lateness,
             _buckets(await member.metrics()),
             stage.segment.stats.requests_total,
+            stage.segment.stats.accepted.total(),
         )
 
 

@@ -14,7 +14,7 @@ from zlib import crc32
 
 import orjson
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -81,7 +81,7 @@ class _Setting:
             "calls_made": played.made,
             "calls_merged": played.merged,
             "calls_suppressed": played.suppressed,
-            "calls_billed": played.made - played.merged - played.suppressed,
+            "calls_billed": played.billed,
             "batches_closed": dict(played.triggers),
             "waited_for_memory_seconds": round(played.spent_seconds, 3),
         }
@@ -219,7 +219,7 @@ def tune(
     progress = Console(stderr=True)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = _PIPED_WIDTH
+        console.size = ConsoleDimensions(_PIPED_WIDTH, console.height)
 
     def at(values: dict[str, str], seconds: float | None = None) -> Point:
         changed = {"flush.interval": _interval_text(seconds)} if seconds is not None else {}
@@ -286,9 +286,10 @@ def _intervals(settings: Config, seconds: float) -> tuple[list[str], str]:
     """Choose the intervals to try, and say which can't be."""
     now = duration_text(settings.flush.interval)
     known = sorted({*INTERVALS, now}, key=parse_duration)
-    fit = [one for one in known if one == now or parse_duration(one) * _FEWEST_INTERVALS <= seconds]
+    longest = 1.01 * seconds / _FEWEST_INTERVALS  # its last record stands before its end
+    fit = [one for one in known if one == now or parse_duration(one) <= longest]
     left = [one for one in known if one not in fit]
-    note = f"It is too short to say anything of {', '.join(left)}." if left else ""
+    note = f"That is too short to say anything of {', '.join(left)}." if left else ""
     return fit, note
 
 
@@ -357,11 +358,12 @@ def _interval_text(seconds: float) -> str:
     return f"{seconds:g}s" if 1 < seconds < 60 else duration_text(seconds)
 
 
-def _cost(row: _Setting, aim: Aim) -> float:
-    """What is to be small, of settings that are all as wanted."""
+def _cost(row: _Setting, aim: Aim) -> tuple[float, int]:
+    """What is to be small, of settings that are all as wanted; where they are about equal, the bill."""
+    first = row.point.played.requests_per_second
     if aim.max_lateness == Aim().max_lateness and aim != Aim():
-        return row.point.late
-    return row.point.played.requests_per_second
+        first = row.point.late
+    return float(f"{first:.1e}"), row.point.played.billed
 
 
 def _in_force(row: _Setting, settings: Config) -> bool:
@@ -419,7 +421,6 @@ def _table(result: _Result) -> Table:
     table.add_column("closed by", no_wrap=True)
     for row in rows:
         played = row.point.played
-        billed = played.made - played.merged - played.suppressed
         table.add_row(
             "".join(mark for mark, _, those in _marks(result) if any(row is one for one in those)),
             *row.values.values(),
@@ -427,7 +428,7 @@ def _table(result: _Result) -> Table:
             _number(played.requests_per_second),
             f"{played.calls_per_request:,.0f}",
             _number(played.bytes_per_second / 1000),
-            _number(billed / played.seconds),
+            _number(played.billed / played.seconds),
             _percent(played.merged, played.made),
             *([_percent(played.suppressed, played.made)] if suppressed else []),
             _closed_by(played),

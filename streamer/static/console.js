@@ -291,7 +291,8 @@ function drawSettings() {
     if (!input) {
       input = element("input", { id: key, name: key, autocomplete: "off", spellcheck: false, required: true });
       const small = element("small");
-      form.append(element("label", { htmlFor: key }, key, small), input,
+      const name = key.split(/(?<=[._])/).flatMap((part) => [part, element("wbr")]); // where it may break
+      form.append(element("label", { htmlFor: key }, ...name, small), input,
         element("button", { textContent: "Set", ariaLabel: `Set ${key}` }));
       input.origin = small;
       input.button = form.lastChild;
