@@ -64,6 +64,7 @@ class Played:
         made, merged, suppressed: calls that were made of the records, merged into others, and left out.
         triggers: why batches closed.
         sizes: calls of each batch that closed, ascending.
+        bodies: bytes of each of their bodies, before compression, ascending.
         peak_bytes: the most that was held of the memory budget.
         spent_seconds: how long reading waited for memory.
     """
@@ -79,6 +80,7 @@ class Played:
     suppressed: int = 0
     triggers: Counter[str] = field(default_factory=Counter)
     sizes: list[int] = field(default_factory=list)
+    bodies: list[int] = field(default_factory=list)
     peak_bytes: int = 0
     spent_seconds: float = 0.0
 
@@ -192,6 +194,7 @@ class _Play:
         played.peak_bytes = self._budget.peak
         played.ages = array("d", sorted(played.ages))
         played.sizes.sort()
+        played.bodies.sort()
         return played
 
     # --- records in -----------------------------------------------------------------------------
@@ -294,6 +297,7 @@ class _Play:
             played.requests += 1
             played.triggers[batch.trigger or ""] += 1
             played.sizes.append(len(batch))
+            played.bodies.append(batch.size)
             self._count(batch)
 
     def attempted(self, outcome: Outcome, seconds: float) -> None:

@@ -18,8 +18,18 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import orjson
 
 from streamer import __version__
-from streamer.core.model import Changed, Contribution, Filtered, Fixed, Formatted, Main, Reject
+from streamer.core.model import (
+    CALL_TYPES,
+    Changed,
+    Contribution,
+    Filtered,
+    Fixed,
+    Formatted,
+    Main,
+    Reject,
+)
 from streamer.core.suppression import without_news
+from streamer.core.transform import PROFILES
 from streamer.errors import StartError
 
 if TYPE_CHECKING:
@@ -30,6 +40,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """The number of this form of a trace; another one can't be read."""
+
+MAX_BYTES = 100_000_000
+"""What a trace says of a size beyond that is a mistake; a played call takes as much memory."""
 
 _DIGEST_BYTES = 6
 """Two of a million different values have the same digest with a chance of one in 500."""
@@ -103,9 +116,11 @@ class Recorder:
     """Makes the lines of a trace.
 
     Attributes:
+        names: names of traits that stay whatever they look like: the settings have them (`aggregate.ignore_traits`).
         key: what its digests are keyed with.
     """
 
+    names: frozenset[str] = frozenset()
     key: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
 
     def head(self, profile: str) -> bytes:
@@ -170,15 +185,17 @@ class Recorder:
         said["rest"] = self._digest(without_news(one))
         said["bytes"] = len(one.render())
         said["traits"] = {
-            name
-            if _PLAIN_NAME.fullmatch(name)
-            else self._digest(name.encode("utf-8", "surrogatepass")): [
-                len(value := orjson.dumps(trait)),
-                self._digest(value),
-            ]
+            self._trait(name): [len(value := orjson.dumps(trait)), self._digest(value)]
             for name, trait in one.traits.items()
         }
         return said
+
+    def _trait(self, name: str) -> str:
+        """Give a trait's name, or a digest as long as it is: what a visitor says may stand in a name, too."""
+        if name in self.names or _PLAIN_NAME.fullmatch(name):
+            return name
+        written = orjson.dumps(name)
+        return _text(self._digest(written), len(written))
 
     def _name(self, name: object) -> str | None:
         return None if name is None else self._digest(orjson.dumps(name))
@@ -213,8 +230,7 @@ def parse_trace(lines: Iterable[bytes] | BinaryIO, name: str) -> Trace:
     numbered = enumerate(lines, start=1)
     _, first = next(numbered, (0, b""))
     profile = _profile(first, name)
-    known: dict[tuple[str, int], str] = {}
-    arrivals = list(_arrivals(numbered, known, name))
+    arrivals = list(_arrivals(numbered, _Tokens(), name))
     if not arrivals:
         raise StartError(f"{name} has no records: record some with `streamer preview --record`")
     arrivals.sort(key=lambda arrival: arrival.at_ms)
@@ -233,12 +249,14 @@ def _profile(first: bytes, name: str) -> str:
         raise StartError(
             f"{name} is a trace of form {form}, and this version reads form {FORMAT}: record it again"
         )
+    if profile not in PROFILES:
+        raise StartError(
+            f"{name} was recorded with the profile {profile}, which isn't known: record it again"
+        )
     return profile
 
 
-def _arrivals(
-    lines: Iterable[tuple[int, bytes]], tokens: dict[tuple[str, int], str], name: str
-) -> Iterator[Arrival]:
+def _arrivals(lines: Iterable[tuple[int, bytes]], tokens: _Tokens, name: str) -> Iterator[Arrival]:
     for number, line in lines:
         try:
             yield _arrival(orjson.loads(line), tokens)
@@ -249,10 +267,11 @@ def _arrivals(
             ) from None
 
 
-def _arrival(line: dict[str, Any], tokens: dict[tuple[str, int], str]) -> Arrival:
-    at_ms, partition, size = int(line["at"]), (line["topic"], int(line["partition"])), line["bytes"]
+def _arrival(line: dict[str, Any], tokens: _Tokens) -> Arrival:
+    at_ms, partition = int(line["at"]), (str(line["topic"]), int(line["partition"]))
+    size = _size(line["bytes"])
     if "calls" not in line:
-        return Arrival(at_ms, partition, size, "", None, line["reason"])
+        return Arrival(at_ms, partition, size, "", None, str(line["reason"]))
     profiled = tuple(
         _main(one["main"], one["bytes"], decides=one["decides"])
         if "main" in one
@@ -261,25 +280,35 @@ def _arrival(line: dict[str, Any], tokens: dict[tuple[str, int], str]) -> Arriva
     )
     main = _main(*line["main"], decides=True) if "main" in line else None
     made = _Made(profiled, main)
-    return Arrival(at_ms, partition, size, line["key"], made, "")
+    return Arrival(at_ms, partition, size, str(line["key"]), made, "")
+
+
+def _size(size: object) -> int:
+    if not isinstance(size, int) or not 0 <= size <= MAX_BYTES:
+        raise ValueError(f"{size!r:.40} is no number of bytes")
+    return size
+
+
+def _kind(kind: str) -> str:
+    if kind not in CALL_TYPES:
+        raise ValueError(f"{kind!r:.40} is no type of call")
+    return kind
 
 
 def _main(kind: str, size: int, *, decides: bool) -> Main:
-    return Main(kind, b"x" * size, decides)
+    return Main(_kind(kind), b"x" * _size(size), bool(decides))
 
 
-def _contribution(said: dict[str, Any], tokens: dict[tuple[str, int], str]) -> Contribution:
+def _contribution(said: dict[str, Any], tokens: _Tokens) -> Contribution:
     """Make an identify or group call as long as it was, and equal in what is compared to those it was equal to."""
-    kind, profile, group = said["type"], said["profile"], said.get("group")
+    kind, profile, group = _kind(said["type"]), said["profile"], said.get("group")
+    hash((profile, group))  # what is no text is said here, and not when it is played
     if "fixed" in said:
         call = {"userId": profile, "groupId": group}
-        return Fixed(call, kind, b"x" * said["fixed"])
-    traits: dict[str, str] = {}
-    for name, (size, digest) in said["traits"].items():
-        token = tokens.get((digest, size))
-        if token is None:
-            token = tokens[digest, size] = _token(digest, size)
-        traits[name] = token
+        return Fixed(call, kind, b"x" * _size(said["fixed"]))
+    traits = {
+        name: tokens.of(digest, _size(size)) for name, (size, digest) in said["traits"].items()
+    }
     # The time is no news to suppression: it takes up what a call is longer by.
     call = {"messageId": _ID, "timestamp": "", "rest": said["rest"]}
     made = Contribution(
@@ -291,12 +320,42 @@ def _contribution(said: dict[str, Any], tokens: dict[tuple[str, int], str]) -> C
         orjson.dumps(traits),
         blake2b(digest_size=16),
     )
-    call["timestamp"] = "x" * (said["bytes"] - len(made.render()))
+    call["timestamp"] = "x" * (_size(said["bytes"]) - len(made.render()))
     return made
 
 
-def _token(digest: str, size: int) -> str:
-    """Give a text that is `size` bytes long as JSON, and never the same for another digest."""
+class _Tokens:
+    """What stands for the values of traits in a play: as long as they were as JSON, and as different."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], str | int] = {}
+        self._numbers: dict[int, int] = {}
+
+    def of(self, digest: str, size: int) -> str | int:
+        """Give what stands for a value.
+
+        Values too short for their digest are numbers of as many digits, in turn. Of those of two bytes there may be
+        more than 90 different ones, of one byte more than ten in no JSON: then it is the digest, and 12 bytes longer.
+        """
+        known = self._known.get((digest, size))
+        if known is None and not digest:
+            raise ValueError("a value has no digest")
+        if known is None:
+            known = self._known[digest, size] = self._new(digest, size)
+        return known
+
+    def _new(self, digest: str, size: int) -> str | int:
+        if size >= len(digest) + _QUOTES:
+            return _text(digest, size)
+        number = self._numbers.get(size, 10 ** (size - 1) if size > 1 else 0)
+        if number < 10**size:
+            self._numbers[size] = number + 1
+            return number
+        return digest
+
+
+def _text(digest: str, size: int) -> str:
+    """Give a text that is `size` bytes long as JSON, if the digest isn't longer; another one for another digest."""
     length = size - _QUOTES
     return (digest * (length // len(digest) + 1))[: max(length, len(digest))]
 
