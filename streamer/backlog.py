@@ -20,22 +20,22 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 
 from streamer.core.account import Account
 from streamer.core.budget import Budget
 from streamer.core.model import Formatted, Reject
 from streamer.core.offsets import Chunk
+from streamer.onlooker import onlooker, read
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from aiokafka import ConsumerRecord
+    from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
     from streamer.core.account import Ledger
     from streamer.core.aggregate import Lane
@@ -48,16 +48,11 @@ MANY_CALLS = 100_000
 _TIMEOUT = 10.0
 _GRACE = 2.0
 """Seconds that a question which was asked in time may go on."""
-_STOP_TIMEOUT = 1.0
 _PLACES = 4
 _PLACE_OFFSETS = 1000
 """Offsets read at one place: some batches of usual events."""
 _IN_FLIGHT = 2
 """Batches on their way at a time; for a Segment that answers in a tenth of a second."""
-_POLL_MS = 200
-_POLL_RECORDS = 40
-"""Records between two turns of the event loop: transforming them takes some 3 ms."""
-_FETCH_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +197,7 @@ async def stand(
     async with (
         asyncio.timeout(timeout_seconds),
         # Without a subscription it asks for the group's offsets and never joins it.
-        _consumer(connection, timeout_seconds, group_id=group_id) as consumer,
+        onlooker(connection, timeout_seconds, group_id=group_id) as consumer,
     ):
         for tps in topics.values():
             found = await asyncio.gather(*(consumer.committed(tp) for tp in tps))
@@ -243,13 +238,16 @@ async def look(
     try:
         async with (
             asyncio.timeout_at(deadline + _GRACE),
-            _consumer(connection, timeout_seconds) as consumer,
+            onlooker(connection, timeout_seconds) as consumer,
         ):
             backlog.oldest_ms = await _oldest(consumer, offsets)
             if calls is not None:
                 counter = _Counter(calls, backlog.sample)
                 for place in places(offsets):
-                    await _read(consumer, place, counter, backlog.sample, deadline)
+                    async for passed in read(consumer, place, deadline):
+                        backlog.sample.offsets += passed.offsets
+                        if passed.records:
+                            counter.add(passed.records)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is said, and must not stop who asked
         backlog.error = error
     return backlog
@@ -318,34 +316,6 @@ class _Counter:
         sample.calls = self._made - sum(self._account.merged.values())
 
 
-async def _read(
-    consumer: AIOKafkaConsumer,
-    place: Mapping[Partition, range],
-    counter: _Counter,
-    sample: Sample,
-    deadline: float,
-) -> None:
-    """Read at one place until its end, or until the time is over."""
-    clock = asyncio.get_running_loop().time
-    unread = {TopicPartition(*partition): span for partition, span in place.items()}
-    consumer.assign(list(unread))
-    for tp, span in unread.items():
-        consumer.seek(tp, span.start)
-    while unread and clock() < deadline:
-        found = await consumer.getmany(*unread, timeout_ms=_POLL_MS, max_records=_POLL_RECORDS)
-        for tp, span in list(unread.items()):
-            records = [record for record in found.get(tp, ()) if record.offset in span]
-            if records:
-                counter.add(records)
-            # Of a topic that was made anew meanwhile it may lie before the place.
-            position = max(min(await consumer.position(tp), span.stop), span.start)
-            sample.offsets += position - span.start
-            unread[tp] = range(position, span.stop)
-            if not unread[tp]:
-                del unread[tp]
-        await asyncio.sleep(0)
-
-
 async def _oldest(consumer: AIOKafkaConsumer, offsets: Mapping[Partition, range]) -> int | None:
     """Find the oldest of the partitions' first records that have a timestamp."""
     wanted = {TopicPartition(*partition): 0 for partition, span in offsets.items() if span}
@@ -357,32 +327,6 @@ async def _oldest(consumer: AIOKafkaConsumer, offsets: Mapping[Partition, range]
     found = await consumer.offsets_for_times(wanted)
     times = [at.timestamp for at in found.values() if at is not None and at.timestamp >= 0]
     return min(times, default=None)
-
-
-@asynccontextmanager
-async def _consumer(
-    connection: Mapping[str, Any], timeout_seconds: float, group_id: str | None = None
-) -> AsyncIterator[AIOKafkaConsumer]:
-    consumer = AIOKafkaConsumer(
-        **connection,
-        group_id=group_id,
-        enable_auto_commit=False,
-        isolation_level="read_committed",
-        auto_offset_reset="earliest",  # of what retention takes while it is looked at
-        request_timeout_ms=int(timeout_seconds * 1000),
-        fetch_max_wait_ms=100,
-        max_partition_fetch_bytes=_FETCH_BYTES,
-        fetch_max_bytes=2 * _FETCH_BYTES,
-    )
-    try:
-        await consumer.start()
-        yield consumer
-    finally:
-        # In a task of its own: with a hung broker it takes long, or raises a cancellation nobody asked for.
-        closing = asyncio.create_task(consumer.stop())
-        await asyncio.wait({closing}, timeout=_STOP_TIMEOUT)
-        closing.cancel()
-        await asyncio.gather(closing, return_exceptions=True)
 
 
 def _date(timestamp_ms: int | None) -> str:

@@ -23,7 +23,8 @@ from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 from kafka_broker.broker import KafkaBroker, free_port
 from kafka_broker.topics import Kafka, ToProduce, fresh_name
 from streamer.bootstrap import explain
-from streamer.cli.check import check, reach, waiting
+from streamer.cli.check import check, waiting
+from streamer.cli.kafka import reach
 from streamer.config import Config, load_config
 from streamer.demo.broker import EmbeddedBroker
 from streamer.errors import ConfigError, MappingError, StartError
