@@ -89,6 +89,8 @@ async def read(
     """
     clock = asyncio.get_running_loop().time
     unread = {TopicPartition(*partition): span for partition, span in spans.items() if span}
+    if not unread:
+        return
     consumer.assign(list(unread))
     for tp, span in unread.items():
         consumer.seek(tp, span.start)
