@@ -21,6 +21,7 @@ SUMMARIES = {
     "run": "Forward events from Kafka to Segment: the service.",
     "check": "Check the configuration, that Kafka can be reached, and what a start would cost.",
     "transform": "Turn events into Segment calls, without any network.",
+    "preview": "Read real records without taking part: their calls, rejects, lateness and the bill.",
     "tune": "Say what other flush settings would do: lateness, requests, billed calls.",
     "mock-segment": "Play Segment on loopback, for development.",
     "demo": "Run the whole pipeline with nothing installed.",

@@ -85,30 +85,35 @@ def transform(
     logging.getLogger("streamer.handlers").setLevel(logging.CRITICAL + 1)  # said with the lines
     settings = load_config(config, {"transform.profile": profile}, altis=altis)
     load_plugins(settings.plugins, settings.file)
-    write_key = settings.segment.write_key
-    has_key = write_key is not None and write_key.get_secret_value()
-    if not has_key and not settings.segment.sites.write_keys:
-        settings = _with_placeholder(settings)
+    settings = with_write_key(settings)
     compiled = make_transform(settings, PLACEHOLDER_WRITE_KEY, checked=False)
     if show_code:
         typer.echo(compiled.source, nl=False)
         return
-    formatter = make_formatter(settings, compiled, registered, _Said(), checked=False)
+    formatter = make_formatter(settings, compiled, registered, Said(), checked=False)
     with _opened(file) as lines:
         rejected = asyncio.run(_transform(lines, formatter))
     if rejected:
         raise typer.Exit(1)
 
 
-class _Said:
-    """What goes wrong in site code is said with the lines that it is wrong for."""
+class Said:
+    """What goes wrong in site code is said with the records that it is wrong for."""
 
     def hook_failed(self, hook: str, how: str) -> None:
         """Nothing to count."""
 
 
-def _with_placeholder(settings: Config) -> Config:
-    segment = settings.segment.model_copy(update={"write_key": SecretStr(PLACEHOLDER_WRITE_KEY)})
+def with_write_key(settings: Config) -> Config:
+    """Give settings with a write key, for who makes calls and sends none: a placeholder where there is none at all.
+
+    Args:
+        settings: all settings.
+    """
+    segment = settings.segment
+    if (segment.write_key and segment.write_key.get_secret_value()) or segment.sites.write_keys:
+        return settings
+    segment = segment.model_copy(update={"write_key": SecretStr(PLACEHOLDER_WRITE_KEY)})
     return settings.model_copy(update={"segment": segment})
 
 

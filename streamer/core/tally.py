@@ -24,6 +24,8 @@ _OFTEN = 0.2
 """A trait that changes in a smaller part of the calls says something of its visitor: it isn't suggested."""
 _WORTH = 0.05
 """Of the calls that a suggestion saves a trait saves so many at least, or it isn't in it."""
+_LEAST = 0.01
+"""What saves fewer of the calls isn't suggested."""
 
 _Traits: TypeAlias = dict[str, bytes]
 
@@ -87,7 +89,9 @@ class Changes:
             if self.without(fewer) >= least:
                 names = fewer
         found = self.without(names)
-        return Suggestion(tuple(reversed(names)) if found else (), found)
+        if found <= _LEAST * self.compared:
+            return Suggestion((), 0)
+        return Suggestion(tuple(reversed(names)), found)
 
 
 class Tally:
