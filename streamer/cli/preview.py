@@ -683,7 +683,7 @@ class _Report:
             table = Table("trait", box=None, pad_edge=False, header_style="bold")
             table.add_column("changed", justify="right")
             table.add_column("alone", justify="right")
-            for name, number in changes.changed.most_common(_SHOWN_TRAITS):
+            for name, number in changes.most_changed()[:_SHOWN_TRAITS]:
                 alone = changes.alone(name)
                 table.add_row(
                     Text(self._clean(name), overflow="fold"),
@@ -752,7 +752,7 @@ def _changes_json(changes: Changes) -> dict[str, Any]:
         "following": changes.following,
         "changed": {
             name: {"calls": number, "alone": changes.alone(name)}
-            for name, number in changes.changed.most_common()
+            for name, number in changes.most_changed()
         },
         "compared": changes.compared,
         "same": changes.same,
@@ -767,7 +767,7 @@ def _spread(ascending: Sequence[int]) -> dict[str, int]:
 
 
 def _listed(numbers: Mapping[Any, int]) -> str:
-    ordered = sorted(numbers.items(), key=lambda one: -one[1])
+    ordered = sorted(numbers.items(), key=lambda one: (-one[1], one[0]))
     return ", ".join(f"{name} {number:,}" for name, number in ordered if number) or "none"
 
 

@@ -61,6 +61,10 @@ class Changes:
     same: int = 0
     differing: Counter[frozenset[str]] = field(default_factory=Counter)
 
+    def most_changed(self) -> list[tuple[str, int]]:
+        """Give the traits that change and in how many calls, those that change most first."""
+        return sorted(self.changed.items(), key=lambda one: (-one[1], one[0]))
+
     def alone(self, name: str) -> int:
         """Say how many calls would have been the same but for one trait."""
         return self.differing[frozenset((name,))]
@@ -80,7 +84,7 @@ class Changes:
         # The one that changes least is the first to be spared.
         names = [
             name
-            for name, number in reversed(self.changed.most_common())
+            for name, number in reversed(self.most_changed())
             if number >= often and any(name in differing for differing in self.differing)
         ]
         least = (1 - _WORTH) * self.without(names)
