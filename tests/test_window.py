@@ -76,7 +76,7 @@ def test_a_window_covers_the_same_time_whatever_partitions_are_busy(kafka: Kafka
     """One has ten records a second, one a record in ten seconds, one was busy an hour ago, one is empty."""
     busy = [(0, round(n / 10, 1)) for n in range(1000)]
     quiet = [(1, n * 10 + 0.05) for n in range(10)]
-    earlier = [(2, -3600 + n) for n in range(50)]
+    earlier = [(2, -3600.0 + n) for n in range(50)]
     everything = sorted(busy + quiet + earlier, key=lambda one: one[1])
 
     async def main() -> None:
