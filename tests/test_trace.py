@@ -165,7 +165,7 @@ def test_a_lane_makes_the_same_of_it(
 
     lines = recorded(results(), profile, Recorder(frozenset(ignored)))
     real = through_a_lane(chosen, results(), every=every, behind=behind)
-    assert sum(map(len, real.batches)) > 10
+    assert profile == "altis" or sum(map(len, real.batches)) > 100
     assert through_a_lane(chosen, played(lines), every=every, behind=behind) == real
 
 

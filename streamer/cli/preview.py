@@ -538,7 +538,9 @@ class _Report:
             self._line(line)
         if record is not None:
             written = len(self._found.window.records) - self._found.timeless
-            self._line(f"trace of {count(written, 'record')}: {record}")
+            self._line(
+                f"trace of {count(written, 'record')}: {record}; `streamer tune` plays it with other settings"
+            )
         self._line()
         for line in self._records():
             self._line(line)
@@ -576,6 +578,8 @@ class _Report:
         times = _times(window)
         if times:
             text += f", {_time(times[0])} to {_time(times[1])} UTC"
+        if found.played:
+            text += self._rate(found.played.records)
         yield text
         if isinstance(found.asked.where, int):
             yield from _missing(window, found.asked.where)
@@ -776,7 +780,10 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f} %" if whole else "-"
+    if not whole:
+        return "-"
+    share = 100 * part / whole
+    return "<1 %" if 0 < share < 1 else f"{share:.0f} %"
 
 
 def _number(number: float) -> str:
