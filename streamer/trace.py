@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -295,6 +296,7 @@ def _kind(kind: str) -> str:
     return kind
 
 
+@lru_cache(maxsize=10_000)  # many are alike, and each takes as much memory as it was long
 def _main(kind: str, size: int, *, decides: bool) -> Main:
     return Main(_kind(kind), b"x" * _size(size), bool(decides))
 

@@ -98,6 +98,9 @@ VALIDATE = "core/test_validate.py::"
 SEGMENT = "test_segment.py::"
 DELIVERY = "test_delivery.py::"
 SOURCE = "test_source.py::"
+TALLY = "core/test_tally.py::"
+TRACE = "test_trace.py::"
+WINDOW = "test_window.py::"
 LEASE = "test_lease.py::"
 PIPELINE = "test_pipeline.py::"
 SITE_CODE = "test_site_code.py::"
@@ -513,6 +516,35 @@ MUTANTS = (
         "guilty = pieces.overtaken(piece, batch.types)",
         "guilty = []",
         BISECTION + "test_traits_are_not_sent_once_more_when_newer_ones_were_accepted",
+    ),
+    # A look at a stream.
+    Mutant(
+        "a trait's name that may be a visitor's stands in a trace",
+        "trace.py",
+        "_PLAIN_NAME.fullmatch(name)",
+        "_PLAIN_NAME.match(name)",
+        TRACE + "test_a_name_that_may_be_a_visitors_is_hidden_unless_the_settings_have_it",
+    ),
+    Mutant(
+        "what is compared beside traits isn't in a trace",
+        "trace.py",
+        'said["rest"] = self._digest(without_news(one))',
+        'said["rest"] = ""',
+        TRACE + "test_a_lane_makes_the_same_of_it",
+    ),
+    Mutant(
+        "the partitions of a window are seen over different times",
+        "window.py",
+        "    missing = before - _between(starts, low)",
+        "    low = starts\n    missing = before",
+        WINDOW + "test_so_many_records_lie_before_the_time_that_is_chosen",
+    ),
+    Mutant(
+        "a trait is blamed for calls that differ in others too",
+        "core/tally.py",
+        "if differing <= ignored",
+        "if differing & ignored",
+        TALLY + "test_calls_that_differ_in_one_trait_alone_are_told_from_those_that_differ_in_more",
     ),
 )
 

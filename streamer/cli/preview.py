@@ -50,6 +50,8 @@ from streamer.trace import Recorder, Trace, parse_trace
 from streamer.window import Since, Start, Window, look
 
 if TYPE_CHECKING:
+    from aiokafka import ConsumerRecord
+
     from streamer.config import Config
     from streamer.core.model import Partition
 
@@ -83,7 +85,7 @@ def preview(
         int | None,
         typer.Option(
             min=1,
-            max=1_000_000,
+            max=200_000,
             metavar="N",
             help=f"How many records, over all partitions. [default: {RECORDS:,}; with --record {RECORDED:,}]",
         ),
@@ -259,14 +261,19 @@ async def _preview(
     formatter = make_formatter(settings, transform, registered, Said())
     with _trace_file(record, force=force) as trace_file:
         window = await _window(settings, asked)
-        values = [Value(one.value, one.timestamp) for one in window.records]
-        made: list[Made] = []
-        for first in range(0, len(values), CHUNK_LINES):
-            made += await formatter.format(values[first : first + CHUNK_LINES])
+        finding = _Finding(settings, asked, window)
+        remaining = window.records[::-1]
+        window.records.clear()
+        while (
+            remaining
+        ):  # they are let go as they are looked at: their calls take more memory than they do
+            chunk = [remaining.pop() for _ in range(min(CHUNK_LINES, len(remaining)))]
+            values = [Value(one.value, one.timestamp) for one in chunk]
+            finding.add(chunk, await formatter.format(values))
         formatter.close()
         # In a thread: the play has an event loop of its own.
-        found = await asyncio.to_thread(_find, settings, asked, window, made, trace_file)
-    hidden += {one.write_key for one in made} - {PLACEHOLDER_WRITE_KEY}
+        found = await asyncio.to_thread(finding.finish, trace_file)
+    hidden += finding.write_keys - {PLACEHOLDER_WRITE_KEY}
     said = _Report(settings, found, masker(hidden), to_stderr=record == _STANDARD_OUTPUT)
     if as_json:
         said.as_json(record)
@@ -382,11 +389,12 @@ class _Found:
 
     Attributes:
         asked: what was to be looked at.
-        window: what was read.
+        window: what was read, but for the records.
         tally: what the records come to.
+        times: timestamps of the first and the last record, in milliseconds; None if none has one.
+        timeless: how many records have no timestamp, and weren't played.
         played: what the settings in force would do; None if nothing could be played.
         seconds: from the first record that was played to the last: rates are over that.
-        timeless: how many records have no timestamp, and weren't played.
         rejected: the first records that are rejected.
         shown: some records with their calls.
     """
@@ -394,49 +402,81 @@ class _Found:
     asked: _Asked
     window: Window
     tally: Tally
+    times: tuple[int, int] | None
+    timeless: int
     played: Played | None
     seconds: float
-    timeless: int
     rejected: list[_Rejected]
     shown: list[_Shown]
 
 
-def _find(
-    settings: Config,
-    asked: _Asked,
-    window: Window,
-    made: Sequence[Made],
-    trace_file: BinaryIO | None,
-) -> _Found:
-    ignored = frozenset(settings.aggregate.ignore_traits)
-    tally, recorder = Tally(ignored), Recorder(ignored)
-    lines = [recorder.head(settings.transform.profile)]
-    rejected: list[_Rejected] = []
-    shown: list[_Shown] = []
-    for record, (write_key, result) in zip(window.records, made, strict=True):
-        partition = record.topic, record.partition
-        tally.add(partition, write_key, result)
-        if isinstance(result, Reject):
-            if len(rejected) < _LISTED_REJECTS:
-                rejected.append(_Rejected(*partition, record.offset, result.reason, result.detail))
-        elif not isinstance(result, Filtered):
-            shown.append(_Shown(*partition, record.offset, record.timestamp, result.as_json()))
-            if len(shown) > asked.show:  # of the last records the last, else the first
-                shown.pop(0 if asked.where == "end" else -1)
-        if record.timestamp >= 0:
-            size = len(record.value or b"")
-            lines.append(recorder.line(partition, record.timestamp, size, write_key, result))
-    trace = None
-    if len(lines) > 1 and window.together:
-        trace = parse_trace(lines, "what was read")
-    if trace_file is not None:
-        _require_trace(trace)
-        trace_file.writelines(line + b"\n" for line in lines)
-        trace_file.flush()
-    timeless = len(window.records) + 1 - len(lines)
-    played = play(settings, trace, asked.request_seconds) if trace else None
-    seconds = trace.seconds if trace else 0.0
-    return _Found(asked, window, tally, played, seconds, timeless, rejected, shown)
+class _Finding:
+    """Finds out what some records come to.
+
+    Args:
+        settings: those in force.
+        asked: what is to be looked at.
+        window: what was read.
+
+    Attributes:
+        write_keys: those of the calls.
+    """
+
+    def __init__(self, settings: Config, asked: _Asked, window: Window) -> None:
+        self.write_keys: set[str] = set()
+        self._settings = settings
+        self._asked = asked
+        self._window = window
+        ignored = frozenset(settings.aggregate.ignore_traits)
+        self._tally, self._recorder = Tally(ignored), Recorder(ignored)
+        self._lines: list[bytes] = []
+        self._times: tuple[int, int] | None = None
+        self._rejected: list[_Rejected] = []
+        self._shown: list[_Shown] = []
+
+    def add(self, records: Sequence[ConsumerRecord], made: Sequence[Made]) -> None:
+        """Take in records, by their timestamps, and what came of them."""
+        for record, (write_key, result) in zip(records, made, strict=True):
+            place, stamp = (record.topic, record.partition), record.timestamp
+            self.write_keys.add(write_key)
+            self._tally.add(place, write_key, result)
+            if isinstance(result, Reject):
+                if len(self._rejected) < _LISTED_REJECTS:
+                    one = _Rejected(*place, record.offset, result.reason, result.detail)
+                    self._rejected.append(one)
+            elif not isinstance(result, Filtered):
+                self._shown.append(_Shown(*place, record.offset, stamp, result.as_json()))
+                if len(self._shown) > self._asked.show:  # of the last records the last
+                    self._shown.pop(0 if self._asked.where == "end" else -1)
+            if stamp >= 0:
+                size = len(record.value or b"")
+                self._lines.append(self._recorder.line(place, stamp, size, write_key, result))
+                self._times = (self._times[0] if self._times else stamp), stamp
+
+    def finish(self, trace_file: BinaryIO | None) -> _Found:
+        """Write the trace, and play it.
+
+        Args:
+            trace_file: where it goes; None if nobody wants it.
+
+        Raises:
+            StartError: a trace is wanted, and there can't be one.
+        """
+        head, trace = self._recorder.head(self._settings.transform.profile), None
+        if self._lines and self._window.together:
+            trace = parse_trace([head, *self._lines], "what was read")
+        if trace_file is not None:
+            _require_trace(trace)
+            trace_file.writelines(line + b"\n" for line in [head, *self._lines])
+            trace_file.flush()
+        timeless = self._tally.records - len(self._lines)
+        self._lines.clear()
+        played = play(self._settings, trace, self._asked.request_seconds) if trace else None
+        seconds = trace.seconds if trace else 0.0
+        return _Found(
+            self._asked, self._window, self._tally, self._times, timeless, played, seconds,
+            self._rejected, self._shown,
+        )  # fmt: skip
 
 
 def _require_trace(trace: Trace | None) -> None:
@@ -474,12 +514,12 @@ class _Report:
         """Print one JSON object."""
         found, window, played = self._found, self._found.window, self._found.played
         tally = found.tally
-        times = _times(window)
+        times = found.times
         merged = played.merged + played.suppressed if played else 0
         numbers: dict[str, Any] = {
             "topics": sorted({topic for topic, _ in window.there}),
             "partitions": len(window.there),
-            "records": len(window.records),
+            "records": tally.records,
             "from": _iso(times[0]) if times else None,
             "until": _iso(times[1]) if times else None,
             "seconds": found.seconds,
@@ -537,7 +577,7 @@ class _Report:
         for line in self._covered():
             self._line(line)
         if record is not None:
-            written = len(self._found.window.records) - self._found.timeless
+            written = self._found.tally.records - self._found.timeless
             self._line(
                 f"trace of {count(written, 'record')}: {record}; `streamer tune` plays it with other settings"
             )
@@ -572,10 +612,10 @@ class _Report:
         found, window = self._found, self._found.window
         topics = sorted({topic for topic, _ in window.there})
         text = (
-            f"topic{'' if len(topics) == 1 else 's'} {', '.join(topics)}: {count(len(window.records), 'record')} of"
+            f"topic{'' if len(topics) == 1 else 's'} {', '.join(topics)}: {count(found.tally.records, 'record')} of"
             f" {count(len(window.there), 'partition')}"
         )
-        times = _times(window)
+        times = found.times
         if times:
             text += f", {_time(times[0])} to {_time(times[1])} UTC"
         if found.played:
@@ -742,12 +782,6 @@ class _Report:
         """Take secrets out, and write what a terminal would obey as JSON would."""
         masked: str = self._mask(None, "", text)
         return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", masked)
-
-
-def _times(window: Window) -> tuple[int, int] | None:
-    """Give the timestamps of the first and the last record that has one."""
-    stamps = [one.timestamp for one in window.records if one.timestamp >= 0]
-    return (min(stamps), max(stamps)) if stamps else None
 
 
 def _changes_json(changes: Changes) -> dict[str, Any]:
