@@ -115,12 +115,13 @@ def through_a_lane(
 
 
 def changed(transform: Transform, value: bytes, number: int) -> Changed | Reject | Filtered | Any:
-    """The record's calls as site code leaves them: one is there twice, one is gone, a trait is added."""
+    """The record's calls as site code leaves them: one is there twice, one is gone, traits and a context are added."""
     made = transform.format(value, START_MS)
     if not isinstance(made, Formatted):
         return made
     calls = made.calls()
     ids = frozenset(call["messageId"] for call in calls)
+    calls[0]["context"] = {"campaign": f"number {number // 7}"}
     if number % 3 == 0:
         calls.append(
             {**calls[0], "traits": {"added": number % 5, "Day of the visit": f"day {number}"}}
@@ -144,6 +145,10 @@ def changed(transform: Transform, value: bytes, number: int) -> Changed | Reject
     by_site_code=st.booleans(),
     profile=st.sampled_from(["default", "default", "altis"]),
 )
+@example(
+    seed=1, users=3, merge=True, suppress_for="1h", max_bytes="475KB", every=1, behind=0, by_site_code=True,
+    profile="default", ignored=("lastPageSession", "pageViews", "Day of the visit"),
+)  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_a_lane_makes_the_same_of_it(
     seed: int, users: int, merge: bool, suppress_for: str, ignored: tuple[str, ...], max_bytes: str,
