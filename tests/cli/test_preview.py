@@ -26,6 +26,7 @@ from aiokafka.errors import (
 )
 from typer.testing import CliRunner
 
+from cli.test_kafka import closed_port
 from kafka_broker.topics import Kafka, ToProduce, fresh_name
 from streamer.cli import app
 from streamer.cli.preview import parse_start
@@ -264,9 +265,7 @@ def test_where_a_window_begins_is_read_as_people_write_it() -> None:
 
 
 def test_a_kafka_that_cannot_be_reached_is_said_as_check_says_it(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    port = closed_port()
     config = tmp_path / "streamer.toml"
     config.write_text(f'[kafka]\nbootstrap_servers = "127.0.0.1:{port}"\n')
     assert refusal(config) == (
