@@ -111,7 +111,7 @@ async def look(
     ):
         window = Window(await _there(consumer, partitions))
         spans = await _begin(consumer, window, start)
-        total = wanted = number
+        wanted = number
         for _ in range(_ROUNDS):
             plan = await _choose(consumer, spans, start, wanted)
             before, window = window, Window(window.there, window.missing)
