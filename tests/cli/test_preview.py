@@ -27,6 +27,7 @@ from aiokafka.errors import (
 from typer.testing import CliRunner
 
 from cli.test_kafka import closed_port
+from documents import assert_printed, run_streamer, transcripts
 from kafka_broker.topics import Kafka, ToProduce, fresh_name
 from streamer.cli import app
 from streamer.cli.preview import parse_start
@@ -124,9 +125,11 @@ def filled(kafka: Kafka, *records: ToProduce, partitions: int = 2) -> str:
     return asyncio.run(main())
 
 
-def demo(kafka: Kafka, count: int = 400, partitions: int = 2, **more: Any) -> str:
-    """Made-up events, by visitor, twenty a second."""
-    events = islice(generate(1, 40, rate=20, start_ms=START_MS, **more), count)
+def demo(
+    kafka: Kafka, count: int = 400, partitions: int = 2, *, rate: float = 20, **more: Any
+) -> str:
+    """Made-up events, by visitor."""
+    events = islice(generate(1, round(rate * 2), rate=rate, start_ms=START_MS, **more), count)
     records = [
         ToProduce(
             one.key, one.value, one.timestamp_ms, partition=crc32(one.key or b"") % partitions
@@ -388,6 +391,27 @@ def test_a_person_reads_the_same(kafka: Kafka, file: Callable[..., Path]) -> Non
     assert "in aggregate.ignore_traits it would be" in text
     assert "users was seen in two partitions: aggregate.suppress_for needs that" in text
     assert preview(config, "--show", "0").stdout.splitlines() == lines[3:]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/tuning.md"])
+def test_it_prints_what_the_documents_show(
+    document: str, kafka: Kafka, file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Figures apart; of the demo's events."""
+    topic = demo(kafka, 1500, 4, broken=0.02, missing_ids=0.01, rate=100)
+    groups = '[[groups]]\nfield = "endpoint.Attributes.AudienceId"\neach = true'
+    file(topic, groups)
+    shown = {
+        command.removeprefix("streamer "): output
+        for command, output in transcripts(document).items()
+        if command.startswith("streamer preview ")
+    }
+    assert shown
+    for arguments, output in shown.items():
+        done = run_streamer(arguments, tmp_path)
+        assert done.returncode == 0, done.stderr
+        printed = done.stdout.replace(topic, "analytics-events")
+        assert_printed(output, printed.replace("1,500 records", "10,000 records"), figures=False)
 
 
 def test_a_terminal_gets_colours_and_no_controls(
