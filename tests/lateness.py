@@ -32,13 +32,15 @@ class Measured:
     """What one run showed.
 
     Attributes:
-        records: that were produced, as they stand in Kafka.
+        topic: in which the events are.
+        records: that were produced, as they stand there.
         judged: by mock Segment: from Kafka's timestamp to the acceptance of the page or track call.
         buckets: streamer's own histogram, `streamer_event_age_seconds`: how many in each bucket, the last without end.
         requests: that mock Segment got.
         calls: that it accepted.
     """
 
+    topic: str
     records: list[Produced]
     judged: Lateness
     buckets: list[int]
@@ -99,6 +101,7 @@ async def measure(kafka: Kafka, *, rate: int, seconds: float, interval: str = "1
         await stage.until_committed()
         await stage.assert_accounted_for()
         return Measured(
+            stage.topic,
             stage.produced,
             stage.segment.stats.lateness,
             _buckets(await member.metrics()),
