@@ -9,11 +9,15 @@ they are a site's vocabulary rather than a visitor's.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
+import sys
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import orjson
@@ -24,9 +28,11 @@ from streamer.core.model import (
     Changed,
     Contribution,
     Filtered,
+    FilterReason,
     Fixed,
     Formatted,
     Main,
+    Reason,
     Reject,
 )
 from streamer.core.suppression import without_news
@@ -35,9 +41,11 @@ from streamer.errors import StartError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
     from streamer.core.model import Partition
+
+STANDARD_OUTPUT = Path("-")
+"""What stands for a file: a trace goes to standard output."""
 
 FORMAT = 1
 """The number of this form of a trace; another one can't be read."""
@@ -48,6 +56,7 @@ MAX_BYTES = 100_000_000
 _DIGEST_BYTES = 6
 """Two of a million different values have the same digest with a chance of one in 500."""
 _QUOTES = 2
+_REASONS = frozenset(map(str, (*Reason, *FilterReason)))
 _PLAIN_NAME = re.compile(r"[A-Za-z_][\w.-]{0,63}", re.ASCII)
 _ID = "s1-" + "0" * 32
 
@@ -205,6 +214,47 @@ class Recorder:
         return blake2b(data, digest_size=_DIGEST_BYTES, key=self.key).hexdigest()
 
 
+@contextmanager
+def trace_file(file: Path | None, *, force: bool) -> Iterator[BinaryIO | None]:
+    """Open what a trace is written into: it gets its name when all of it is there, so that there is never half of one.
+
+    Args:
+        file: where it goes; None for nowhere, `STANDARD_OUTPUT` for there.
+        force: whether a file that is there is replaced.
+
+    Raises:
+        StartError: the file can't be written, or is there and may not be replaced.
+    """
+    if file is None or file == STANDARD_OUTPUT:
+        yield None if file is None else sys.stdout.buffer
+        return
+    file = Path(os.path.realpath(file))  # a link goes on pointing at it
+    _require_free(file, force=force)
+    beside = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as opened:  # noqa: PTH123 - of what is open already
+            yield opened
+            opened.flush()
+            os.fsync(descriptor)
+        _require_free(file, force=force)
+        beside.replace(file)
+    except OSError as error:
+        raise StartError(f"--record = {str(file)!r}: can't be written: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def _require_free(file: Path, *, force: bool) -> None:
+    if not file.exists():
+        return
+    if not file.is_file():
+        raise StartError(f"--record = {str(file)!r}: is there, and no file that could be replaced")
+    if not force:
+        raise StartError(f"--record = {str(file)!r}: is there already; --force replaces it")
+
+
 def read_trace(file: Path) -> Trace:
     """Read a trace.
 
@@ -272,7 +322,7 @@ def _arrival(line: dict[str, Any], tokens: _Tokens) -> Arrival:
     at_ms, partition = int(line["at"]), (str(line["topic"]), int(line["partition"]))
     size = _size(line["bytes"])
     if "calls" not in line:
-        return Arrival(at_ms, partition, size, "", None, str(line["reason"]))
+        return Arrival(at_ms, partition, size, "", None, _reason(line["reason"]))
     profiled = tuple(
         _main(one["main"], one["bytes"], decides=one["decides"])
         if "main" in one
@@ -282,6 +332,12 @@ def _arrival(line: dict[str, Any], tokens: _Tokens) -> Arrival:
     main = _main(*line["main"], decides=True) if "main" in line else None
     made = _Made(profiled, main)
     return Arrival(at_ms, partition, size, str(line["key"]), made, "")
+
+
+def _reason(reason: str) -> str:
+    if reason not in _REASONS:
+        raise ValueError(f"{reason!r:.40} is no reason for which no calls are made")
+    return reason
 
 
 def _size(size: object) -> int:

@@ -30,6 +30,17 @@ SUMMARIES = {
 `streamer.cli.mock_segment`, and so on."""
 
 
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="The TOML file with the settings; without it, only the environment counts.",
+    ),
+]
+"""The same of every command that has any."""
+
 AltisOption = Annotated[
     Path | None,
     typer.Option(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamer.backlog import Backlog, Calls, count, look, stand
-from streamer.cli import AltisOption
+from streamer.cli import AltisOption, ConfigOption
 from streamer.cli.kafka import KAFKA_TIMEOUT, NOT_READ, reach
 from streamer.config import duration_text, effective, load_config, require_write_key
 from streamer.dead_letter import FileSink
@@ -37,15 +36,7 @@ if TYPE_CHECKING:
 
 
 def check(
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            "-c",
-            metavar="FILE",
-            help="The TOML file; without it, only the environment counts.",
-        ),
-    ] = None,
+    config: ConfigOption = None,
     altis: AltisOption = None,
     offline: Annotated[bool, typer.Option("--offline", help="Don't reach for Kafka.")] = False,
 ) -> None:

@@ -25,7 +25,8 @@ import typer
 from rich.console import Console
 
 from streamer.cli.run import collect_seldom
-from streamer.config import duration_text, load_config, parse_duration
+from streamer.cli.terminal import duration_of
+from streamer.config import duration_text, load_config
 from streamer.core.model import CALL_TYPES
 from streamer.demo.broker import MOST_AHEAD_BYTES, EmbeddedBroker
 from streamer.demo.events import GROUPS
@@ -103,7 +104,7 @@ def demo(
     Ends with the account of every record and call; Ctrl-C ends it early, a second one at once. The exit status is 1 if
     the account doesn't balance, or if mock Segment counted otherwise.
     """
-    seconds = None if duration is None else _seconds(duration)
+    seconds = None if duration is None else duration_of("--for", duration)
     if events is None and seconds is None:
         seconds = _DEFAULT_SECONDS
     _config(
@@ -574,16 +575,6 @@ def _config(interval: str, bootstrap: str, topic: str, endpoint: str) -> Config:
     except ConfigError as error:
         told = str(error).replace("--bootstrap-servers: kafka.bootstrap_servers", "--kafka")
         raise ConfigError(told) from None
-
-
-def _seconds(duration: str) -> float:
-    try:
-        seconds = parse_duration(duration)
-    except ValueError as error:
-        raise ConfigError(f'--for = "{duration}": {error}') from None
-    if not seconds:
-        raise ConfigError(f'--for = "{duration}": must be more than nothing')
-    return seconds
 
 
 def _peak_rss_bytes() -> int:

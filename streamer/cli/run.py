@@ -9,13 +9,12 @@ import signal
 import sys
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
 
-from streamer.cli import AltisOption
+from streamer.cli import AltisOption, ConfigOption
 from streamer.config import Config, load_config
 from streamer.errors import ConfigError
 from streamer.handlers import left_behind
@@ -31,9 +30,7 @@ log = structlog.get_logger()
 
 
 def run(
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The TOML file with the settings.")
-    ] = None,
+    config: ConfigOption = None,
     altis: AltisOption = None,
     interval: Annotated[str | None, typer.Option(help="Overrides flush.interval.")] = None,
     concurrency: Annotated[str | None, typer.Option(help="Overrides flush.concurrency.")] = None,

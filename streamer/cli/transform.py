@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 from pydantic import SecretStr
 
-from streamer.cli import AltisOption
+from streamer.cli import AltisOption, ConfigOption
 from streamer.config import load_config
 from streamer.core.model import Filtered, FilterReason, Reject
 from streamer.errors import StartError
@@ -45,15 +45,7 @@ def transform(
             help="NDJSON file of events, one JSON object a line; standard input without it."
         ),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            "-c",
-            metavar="FILE",
-            help="TOML file with the mapping and the groups; without it the default mapping.",
-        ),
-    ] = None,
+    config: ConfigOption = None,
     altis: AltisOption = None,
     profile: Annotated[
         str | None,

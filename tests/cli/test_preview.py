@@ -240,7 +240,7 @@ def test_nothing_there_is_one_sentence(kafka: Kafka, file: Callable[..., Path]) 
         (("--from", "soon"), "--from = 'soon': must be end, beginning, a time"),
         (("--from", "-5"), "--from = '-5': must be end"),
         (("--from", "1950-01-01"), "--from = '1950-01-01': must be end"),
-        (("--timeout", "long"), "--timeout = 'long': must be a duration"),
+        (("--timeout", "long"), '--timeout = "long": must be a duration'),
         (("--timeout", "0s"), "--timeout = '0s': must be longer than nothing"),
         (("--request-time", "1"), "--request-time = '1': must be a duration"),
     ],
