@@ -241,8 +241,8 @@ def test_nothing_there_is_one_sentence(kafka: Kafka, file: Callable[..., Path]) 
         (("--from", "-5"), "--from = '-5': must be end"),
         (("--from", "1950-01-01"), "--from = '1950-01-01': must be end"),
         (("--timeout", "long"), '--timeout = "long": must be a duration'),
-        (("--timeout", "0s"), "--timeout = '0s': must be longer than nothing"),
-        (("--request-time", "1"), "--request-time = '1': must be a duration"),
+        (("--timeout", "0s"), '--timeout = "0s": must be more than nothing'),
+        (("--request-time", "1"), '--request-time = "1": must be a duration'),
     ],
 )
 def test_an_option_that_is_wrong_is_said(
