@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import inspect
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Mapping
@@ -44,7 +43,6 @@ MAX_PENDING_BYTES = 16_000_000
 _PACKAGE = f"{Path(__file__).parent}/"
 _MAX_RUNNING = 16  # actions side by side
 _MAX_TRACEBACK = 2000  # characters
-_LOG_INTERVAL = 10.0  # seconds between two lines for failures of one hook
 
 
 class Observer(Protocol):
@@ -175,25 +173,9 @@ left_behind: set[asyncio.Future[Any]] = set()
 """What was given up and hasn't ended: an event loop that closes would wait for it."""
 
 
-class _Log:
-    """Counts failures, and logs them: a line for each hook in ten seconds at most."""
-
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-        self._last: dict[str, float] = {}
-        self._unsaid: dict[str, int] = {}
-
-    def failed(self, hook: str, how: str, **facts: object) -> None:
-        self._observer.hook_failed(hook, how)
-        now = time.monotonic()
-        if now - self._last.get(hook, -_LOG_INTERVAL) < _LOG_INTERVAL:
-            self._unsaid[hook] = self._unsaid.get(hook, 0) + 1
-            return
-        self._last[hook] = now
-        unsaid = self._unsaid.pop(hook, 0)
-        if unsaid:
-            facts["failures_not_logged"] = unsaid
-        log.error("a handler failed", hook=hook, how=how, **facts)
+def _failed(observer: Observer, hook: str, how: str, **facts: object) -> None:
+    observer.hook_failed(hook, how)
+    log.error("a handler failed", hook=hook, how=how, **facts)
 
 
 class Filters:
@@ -208,7 +190,7 @@ class Filters:
     def __init__(self, hooks: Hooks, timeout_seconds: float, observer: Observer) -> None:
         self._hooks = hooks
         self._timeout_seconds = timeout_seconds
-        self._log = _Log(observer)
+        self._observer = observer
         self._worker = Worker("filters")
 
     @property
@@ -263,7 +245,7 @@ class Filters:
                         f"{handler_name(handler)} gave {gave}; expected the write key as text, or an empty one to"
                         " keep the event back"
                     )
-                    self._log.failed(API_WRITE_KEY, "wrong", detail=detail)
+                    _failed(self._observer, API_WRITE_KEY, "wrong", detail=detail)
                     found[place] = Failure(f"{API_WRITE_KEY}: {detail}.")
         return found
 
@@ -329,7 +311,7 @@ class Filters:
                     f"{handler_name(handler)} gave {found}; expected a list of {len(data)}, in which position i is the"
                     " list of the calls of record i: an empty one leaves the record out"
                 )
-                self._log.failed(FORMATTED_DATA, "wrong", detail=detail)
+                _failed(self._observer, FORMATTED_DATA, "wrong", detail=detail)
                 return Failure(f"{FORMATTED_DATA}: {detail}.")
         return cast("list[object]", changed)
 
@@ -338,14 +320,14 @@ class Filters:
         return min(self._timeout_seconds, max(left, 0.0))
 
     def _late(self, hook: str, handler: Handler, error: Exception) -> Failure:
-        self._log.failed(hook, "timeout", handler=handler_name(handler), why=str(error))
+        _failed(self._observer, hook, "timeout", handler=handler_name(handler), why=str(error))
         return Failure(f"{hook}: {handler_name(handler)} was given up: {error}.")
 
     def _raised(
         self, hook: str, handler: Handler, error: Exception, secrets: Iterable[str] = ()
     ) -> Failure:
         text = traceback_of(error, secrets)
-        self._log.failed(hook, "raised", handler=handler_name(handler), traceback=text)
+        _failed(self._observer, hook, "raised", handler=handler_name(handler), exception=text)
         return Failure(f"{hook}: {handler_name(handler)} raised: {text}")
 
 
@@ -427,7 +409,7 @@ class Actions:
     def __init__(self, hooks: Hooks, timeout_seconds: float, observer: Observer) -> None:
         self._hooks = hooks
         self._timeout_seconds = timeout_seconds
-        self._log = _Log(observer)
+        self._observer = observer
         self._worker = Worker("actions")
         self._waiting: deque[tuple[str, Callable[[], tuple[Any, ...]], int]] = deque()
         self._running: set[asyncio.Task[None]] = set()
@@ -449,8 +431,11 @@ class Actions:
             size: bytes that are kept for it until then.
         """
         if self._held + size > MAX_PENDING_BYTES and self._held:
-            self._log.failed(
-                hook, "dropped", why="its handlers are slower than the requests: it wasn't called"
+            _failed(
+                self._observer,
+                hook,
+                "dropped",
+                why="its handlers are slower than the requests: it wasn't called",
             )
             return
         self._held += size
@@ -463,7 +448,9 @@ class Actions:
             async with asyncio.timeout(timeout_seconds):
                 await self._idle.wait()
         for hook, _, _ in self._waiting:
-            self._log.failed(hook, "dropped", why="streamer stopped before it could be called")
+            _failed(
+                self._observer, hook, "dropped", why="streamer stopped before it could be called"
+            )
         self._waiting.clear()
         running = list(self._running)
         for task in running:
@@ -494,10 +481,16 @@ class Actions:
                 async with turn:
                     await _limited(_called(self._worker, handler, arguments), self._timeout_seconds)
             except _TookTooLongError as error:
-                self._log.failed(hook, "timeout", handler=handler_name(handler), why=str(error))
+                _failed(
+                    self._observer, hook, "timeout", handler=handler_name(handler), why=str(error)
+                )
             except Exception as error:  # noqa: BLE001 - code of others may raise anything
-                self._log.failed(
-                    hook, "raised", handler=handler_name(handler), traceback=traceback_of(error)
+                _failed(
+                    self._observer,
+                    hook,
+                    "raised",
+                    handler=handler_name(handler),
+                    exception=traceback_of(error),
                 )
 
 

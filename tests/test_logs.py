@@ -6,8 +6,15 @@ import base64
 import io
 import json
 import logging
+import re
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 import structlog
 from hypothesis import given, settings
@@ -17,7 +24,7 @@ from streamer import logs
 from streamer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 KEY = "wk_8fJq2nW0"
 NOT_NUL = st.characters(exclude_characters="\0", codec="utf-8")
@@ -37,7 +44,12 @@ class Terminal(io.StringIO):
 def _restored() -> Iterator[None]:
     root, kafka = logging.getLogger(), logging.getLogger("aiokafka")
     handlers, level, kafka_level = root.handlers[:], root.level, kafka.level
+    hooks = sys.excepthook, threading.excepthook
     yield
+    sys.excepthook, threading.excepthook = hooks
+    logging.captureWarnings(capture=False)
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
     kafka.setLevel(kafka_level)
@@ -146,8 +158,8 @@ def test_secrets_never_show(style: str) -> None:
 
 def test_a_short_secret_leaves_words_alone() -> None:
     """A password that is part of common words is masked only where it stands alone."""
-    mask: Any = logs.masker(["info"])
-    assert mask(None, "", "information for user=info") == "information for user=[secret]"
+    mask = logs.masker(["info"])
+    assert mask("information for user=info") == "information for user=[secret]"
 
 
 @settings(deadline=None)
@@ -157,14 +169,14 @@ def test_a_long_secret_is_masked_whatever_stands_around_it(
 ) -> None:
     """No text around a secret of eight characters and more lets it through."""
     secret = secret * 8
-    mask: Any = logs.masker([secret])
-    assert secret not in mask(None, "", before + secret + after).replace(logs.MASK, "\0")
+    mask = logs.masker([secret])
+    assert secret not in mask(before + secret + after).replace(logs.MASK, "\0")
 
 
 def test_no_secrets_mask_nothing() -> None:
     """Empty secrets, and none, leave every line as it is."""
-    mask: Any = logs.masker(["", ""])
-    assert mask(None, "", "a b") == "a b"
+    mask = logs.masker(["", ""])
+    assert mask("a b") == "a b"
 
 
 def test_configuring_again_replaces() -> None:
@@ -190,6 +202,151 @@ def test_a_wrong_choice_is_named(level: str, environ: dict[str, str], says: str)
         logs.configure(level, environ=environ)
 
 
+# --- what a line may not do -----------------------------------------------------------------------
+
+
+class Odd:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def written(style: str, log: Callable[[], None]) -> str:
+    stream = io.StringIO()
+    logging.getLogger().handlers.clear()  # pytest's own fail at what ours take
+    logs.configure(stream=stream, environ={"STREAMER_LOG_FORMAT": style})
+    log()
+    return stream.getvalue()
+
+
+ANY = st.text(st.characters(codec=None), max_size=20)
+NASTY = st.one_of(
+    ANY,
+    st.sampled_from(
+        ["a\n2026-01-01T00:00:00.000Z [error] b", "\x1b[2J\x9b1m", "\u202e", "\udcff", "\r", ""]
+    ),
+)
+
+
+def nasty(text: str, key: str) -> None:
+    """Everything that a line can have, of one text."""
+    log = structlog.get_logger("streamer.x")
+    facts = {f"x{key}": text, "list": [text, {text: Odd(text)}], "odd": Odd(text), "stack": text}
+    began = f"began {text}"
+    log.info(began, **facts)
+    logging.getLogger(f"site.{text}").warning("%s: %r", text, [text])
+    try:
+        refuse(text)
+    except ValueError:
+        log.exception(text)
+
+
+@settings(deadline=None)
+@given(NASTY, NASTY)
+def test_a_line_of_json_is_one_object_whatever_is_in_it(text: str, key: str) -> None:
+    said = written("json", lambda: nasty(text, key))
+    assert said.isascii()
+    assert all(one.isprintable() for one in said.replace("\n", "").replace("\x7f", ""))
+    first, second, third = map(orjson.loads, said.splitlines())
+    assert first["event"].startswith("began ")
+    assert second["level"] == "warning"
+    assert "Traceback" in third["exception"]
+
+
+@settings(deadline=None)
+@given(NASTY, NASTY)
+def test_nothing_begins_a_line_or_moves_the_cursor_on_a_terminal(text: str, key: str) -> None:
+    said = written("console", lambda: nasty(text, key))
+    assert all(one.isprintable() for one in said.replace("\n", ""))
+    began = [line for line in said.split("\n")[:-1] if not line.startswith("    ")]
+    assert len(began) == 3
+    assert all(
+        re.match(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z \[(info|warning|error) ", line) for line in began
+    )
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_a_long_text_is_cut_and_half_a_secret_never_left(style: str) -> None:
+    secret = "s3cret-" * 20
+    stream = io.StringIO()
+    logs.configure(secrets=[secret], stream=stream, environ={"STREAMER_LOG_FORMAT": style})
+    text = "x" * (logs.MOST_CHARACTERS - 50) + secret * 1000
+    structlog.get_logger("x").info(text, value=text, nested=[text])
+    logging.getLogger("x").error("%s", text)
+    try:
+        refuse(secret * 1000)
+    except ValueError:
+        logging.getLogger("x").exception("failed")
+    said = stream.getvalue()
+    assert "s3cret" not in said
+    assert len(said) < 40 * logs.MOST_CHARACTERS
+    assert "characters)" in said
+
+
+def test_what_cannot_be_a_value_of_json_is_told_all_the_same() -> None:
+    said = {
+        "nan": float("nan"),
+        "bytes": b"a",
+        "set": {1},
+        "keys": {1: 2},
+        "int": 2**70,
+        "none": None,
+    }
+    line = orjson.loads(written("json", lambda: structlog.get_logger("x").info("a", **said)))
+    assert {key: line[key] for key in said} == {
+        "nan": "nan", "bytes": "b'a'", "set": "{1}", "keys": {"1": 2}, "int": 2**70, "none": None,
+    }  # fmt: skip
+
+
+def test_a_line_that_cannot_be_written_is_said_without_what_is_in_it() -> None:
+    class Broken:
+        def __repr__(self) -> str:
+            raise RuntimeError(KEY)
+
+    def log() -> None:
+        structlog.get_logger("a").info("a", broken=Broken())
+        logging.getLogger("b").info("%d", KEY)
+
+    said = written("json", log)
+    assert KEY not in said
+    assert [orjson.loads(line)["event"] for line in said.splitlines()] == [
+        "a line of a can't be written: RuntimeError",
+        "a line of b can't be written: TypeError",
+    ]
+
+
+def test_what_nobody_catches_and_warnings_are_lines_too() -> None:
+    """The last words of a process are one line of JSON, as all before."""
+    program = f"""
+import threading, warnings
+from streamer import logs
+logs.configure(secrets=[{KEY!r}], environ={{"STREAMER_LOG_FORMAT": "json"}})
+logs.catch_all()
+warnings.warn("old", RuntimeWarning)
+def fail():
+    raise ValueError({KEY!r})
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+fail()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert KEY not in done.stderr
+    warned, thread, process = map(orjson.loads, done.stderr.splitlines())
+    assert "RuntimeWarning: old" in warned["event"]
+    assert (thread["event"], process["event"]) == ("a thread ended", "streamer ends: a bug")
+    assert thread["exception"].endswith("ValueError: [secret]")
+    assert (process["level"], process["logger"]) == ("critical", "streamer")
+
+
+# --- how many lines -------------------------------------------------------------------------------
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0
@@ -199,63 +356,205 @@ class Clock:
 
 
 def record(
-    message: str, *args: object, name: str = "aiokafka.conn", level: int = logging.ERROR
+    message: str,
+    *args: object,
+    name: str = "streamer.x",
+    level: int = logging.ERROR,
+    **facts: object,
 ) -> logging.LogRecord:
-    return logging.LogRecord(name, level, "", 0, message, args, None)
+    """A line of the standard library, or with facts one of structlog."""
+    said: Any = {"event": message, **facts} if facts else message
+    return logging.LogRecord(name, level, "", 0, said, args, None)
 
 
-def test_a_flood_is_one_line_and_a_count() -> None:
-    """Of one shape one line passes in ten seconds, and the next that passes says how many were held back."""
-    clock = Clock()
-    limit = logs.RateLimit("aiokafka", 10.0, clock)
-    passed = []
-    for tick in range(400):
-        clock.now = tick * 0.1
-        line = record("Unable to connect to %s: %s", "10.0.0.1", tick)
-        if limit.filter(line):
-            passed.append((clock.now, getattr(line, "suppressed", 0)))
-    assert passed == [(0.0, 0), (10.0, 99), (20.0, 99), (30.0, 99)]
+class Limited:
+    """A limit in a time of its own, and what it let through: when, which, and how many it had held back."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.limit = logs.RateLimit(self.clock)
+        self.written: list[tuple[float, str, int]] = []
+
+    def at(self, seconds: float, *records: logging.LogRecord) -> None:
+        """Log, after the timer has done what it would have done until then."""
+        while self.limit.holds and self.clock.now + self.limit.seconds_left() <= seconds:
+            self.clock.now += self.limit.seconds_left()
+            self._note(self.limit.due())
+        self.clock.now = seconds
+        for one in records:
+            one.created = seconds
+            self._note(self.limit.take(one))
+
+    def _note(self, records: Iterable[logging.LogRecord]) -> None:
+        for one in records:
+            said = one.msg["event"] if isinstance(one.msg, dict) else one.getMessage()
+            held_back = one.__dict__.get("held_back", 0)
+            self.written.append((self.clock.now, said, held_back))
+
+    def said(self) -> list[str]:
+        said = [text for _, text, _ in self.written]
+        self.written.clear()
+        return said
 
 
-def test_shapes_are_told_apart() -> None:
-    """Another message, level or logger is another shape; numbers in a message aren't."""
-    limit = logs.RateLimit("aiokafka", 10.0, Clock())
-    assert limit.filter(record("node 1 is gone"))
-    assert not limit.filter(record("node 27 is gone"))
-    assert limit.filter(record("node 1 is back"))
-    assert limit.filter(record("node 1 is gone", level=logging.WARNING))
-    assert limit.filter(record("node 1 is gone", name="aiokafka.client"))
+def test_a_flood_is_a_few_lines_and_then_fewer_and_fewer() -> None:
+    """The pause between two lines doubles up to ten minutes, and no line is lost from the count."""
+    limited = Limited()
+    for tick in range(36_000):
+        limited.at(tick * 0.1, record(f"line {tick}"))
+    times = [at for at, _, _ in limited.written]
+    assert times == pytest.approx([0, 0.1, 0.2, 30, 60, 120, 240, 480, 960, 1560, 2160, 2760, 3360])
+    counts = [held_back for _, _, held_back in limited.written]
+    assert sum(counts) + len(counts) == pytest.approx(33_600, abs=1)
+    limited.at(3700)
+    assert limited.written[-1][1] == "line 35999", "and the last one, once none comes any more"
+    assert sum(held_back for _, _, held_back in limited.written) + len(limited.written) == 36_000
+    limited.said()
+    limited.at(4000, record("line 1"), record("line 2"))
+    assert limited.said() == ["line 1", "line 2"], "all is as at first"
 
 
-def test_only_the_named_logger_is_limited() -> None:
-    """Lines of other loggers, and debug lines, always pass."""
-    limit = logs.RateLimit("aiokafka", 10.0, Clock())
-    assert all(limit.filter(record("x", name="streamer.source")) for _ in range(3))
-    assert all(limit.filter(record("x", level=logging.DEBUG)) for _ in range(3))
+def test_the_first_lines_of_aiokafka_are_one() -> None:
+    limited = Limited()
+    limited.at(0, *(record("node %s is gone", n, name="aiokafka.conn") for n in range(9)))
+    assert limited.said() == ["node 0 is gone"]
+    limited.at(31)
+    assert limited.written == [(30, "node 8 is gone", 7)]
 
 
-def test_shapes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limiter's memory doesn't grow with the number of shapes, and forgets the oldest first."""
-    monkeypatch.setattr(logs.RateLimit, "_MOST_SHAPES", 2)
-    limit = logs.RateLimit("aiokafka", 10.0, Clock())
-    assert [limit.filter(record(text)) for text in ("a", "b", "c", "a", "c")] == [
-        True,
-        True,
-        True,
-        True,
-        False,
+def test_lines_that_differ_in_more_than_numbers_are_told_apart() -> None:
+    """By message, level and logger, and streamer's own by what they are about."""
+    limited = Limited()
+    for _ in range(logs.MOST_LINES):
+        limited.at(0, record("node 1 is gone at 0x7fa3"))
+    for held in (record("node 27 is gone at 0x1b"), record("a", reason="b 1")):
+        limited.at(0, *[held] * (logs.MOST_LINES + 1))
+    limited.said()
+    others = [
+        record("node 1 is back"),
+        record("node 1 is gone at 0x1", level=logging.WARNING),
+        record("node 1 is gone at 0x1", name="streamer.y"),
+        record("a", destination="1"),
+        record("a", destination="2"),
+        record("a", hook="1"),
+        record("a", reason="c"),
+        record("a", topic="t", partition=1),
+        record("a", topic="t", partition=2),
+        record("a", topic="u", partition=2),
     ]
-    assert len(limit._shapes) == 2
+    limited.at(1, *others, record("a", reason="b 2"))
+    assert len(limited.said()) == len(others)
 
 
-def test_the_count_reaches_the_line() -> None:
-    """How many lines were held back stands in the line that is written."""
-    stream = io.StringIO()
+def test_the_last_state_of_a_destination_is_the_last_line_of_it() -> None:
+    """However long it has gone to and fro, and in the order in which it went."""
+    limited = Limited()
+    for tick in range(1000):
+        event = "accepts" if tick % 2 else "doesn't accept"
+        limited.at(tick * 7.0, record(event, destination="a"))
+        limited.at(tick * 7.0, record("refused", destination="a"))
+    limited.at(7100)
+    times = [at for at, _, _ in limited.written]
+    assert times[-1] < 7000 + 2 * logs.PERIOD
+    *_, (_, before, _), (_, last, _) = [line for line in limited.written if line[1] != "refused"]
+    assert (before, last) == ("doesn't accept", "accepts")
+    assert len(limited.written) < 60
+
+
+def test_news_of_one_thing_does_not_wait_for_a_flood_of_another() -> None:
+    limited = Limited()
+    for tick in range(10_000):
+        limited.at(tick * 0.1, record("down", destination="a"))
+    limited.said()
+    limited.at(1000, record("down", destination="b"), record("given up", destination="a"))
+    assert limited.said() == ["down", "given up"]
+
+
+def test_a_thousand_destinations_that_fail_at_once_are_not_a_thousand_lines() -> None:
+    limited = Limited()
+    limited.at(0, *(record("down", destination=f"d{n}") for n in range(1000)))
+    assert len(limited.said()) == logs.MOST_KINDS + logs.MOST_LINES
+    limited.at(31)
+    assert limited.written == [(30, "down", 1000 - logs.MOST_KINDS - logs.MOST_LINES - 1)]
+
+
+def test_memory_does_not_grow_with_what_is_logged() -> None:
+    limited = Limited()
+    letters = ["".join(pair) for pair in product("abcdefghijklmnopqrst", repeat=2)]
+    for name in letters:
+        limited.at(
+            0, *(record(f"{a} {b}", name=name) for a, b in zip(letters, letters, strict=True))
+        )
+    loggers = limited.limit._loggers
+    assert len(loggers) == logs.MOST_LOGGERS + 1
+    assert max(map(len, loggers.values())) == logs.MOST_KINDS + 1
+    limited.at(100, record("calm"))
+    assert len(loggers) == 1, "what is calm is forgotten"
+
+
+def limited_handler(stream: io.StringIO) -> tuple[Any, Clock]:
     logs.configure(stream=stream, environ={})
     (handler,) = [known for known in logging.getLogger().handlers if known.get_name() == "streamer"]
-    (limit,) = handler.filters
-    assert isinstance(limit, logs.RateLimit)
-    limit._clock = clock = Clock()
-    for clock.now in (0.0, 1.0, 2.0, 11.0):
-        logging.getLogger("aiokafka.client").error("gone")
-    assert [line.get("suppressed") for line in lines(stream)] == [None, 2]
+    assert isinstance(handler, logs._Handler)
+    assert handler._limit is not None
+    handler._limit._clock = clock = Clock()
+    return handler, clock
+
+
+def test_what_is_held_back_is_written_when_its_time_has_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also if nothing else is logged, with its own time and the traceback that there was."""
+    timers = []
+
+    class Timer:
+        daemon = False
+
+        def __init__(self, seconds: float, function: Callable[[], None]) -> None:
+            timers.append((seconds, function))
+
+        def start(self) -> None:
+            assert self.daemon, "no end of a process waits for it"
+
+        def cancel(self) -> None:
+            timers.clear()
+
+    monkeypatch.setattr(threading, "Timer", Timer)
+    stream = io.StringIO()
+    handler, clock = limited_handler(stream)
+    for number in range(6):
+        clock.now = float(number)
+        try:
+            refuse(str(number))
+        except ValueError:
+            structlog.get_logger("streamer.x").exception("gone", number=number)
+    assert len(lines(stream)) == 3
+    ((seconds, later),) = timers
+    assert seconds == 27.0
+    clock.now = 30.0
+    later()
+    *_, last = lines(stream)
+    assert (last["number"], last["held_back"]) == (5, 2)
+    assert last["exception"].endswith("ValueError: ('5',)")
+    assert last["timestamp"] < f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.999}Z"
+    structlog.get_logger("streamer.x").info("gone")
+    assert len(timers) == 1
+    handler.close()
+
+
+def test_the_end_writes_what_is_held_back() -> None:
+    stream = io.StringIO()
+    limited_handler(stream)
+    for number in range(9):
+        logging.getLogger("streamer.x").error("gone %s", number)
+    logs.release()
+    assert [line["event"] for line in lines(stream)] == ["gone 0", "gone 1", "gone 2", "gone 8"]
+    assert lines(stream)[-1]["held_back"] == 5
+
+
+def test_who_asks_for_debug_gets_every_line() -> None:
+    stream = io.StringIO()
+    logs.configure("debug", stream=stream, environ={})
+    for _ in range(50):
+        logging.getLogger("aiokafka").error("gone")
+    assert len(lines(stream)) == 50

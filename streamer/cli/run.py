@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
-import sys
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +19,7 @@ from streamer.config import Config, load_config
 from streamer.errors import ConfigError
 from streamer.handlers import left_behind
 from streamer.hooks import registered
-from streamer.logs import configure
+from streamer.logs import catch_all, configure, release
 from streamer.pipeline import Pipeline
 from streamer.plugins import load_plugins
 
@@ -42,6 +42,7 @@ def run(
     SIGHUP reads the settings again: flush settings and aggregate.suppress_for change while it runs.
     """
     configure(log_level)
+    catch_all()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until settings can be read again
     flags = {"flush.interval": interval, "flush.concurrency": concurrency, "server.port": port}
     load = partial(load_config, config, flags, altis=altis)
@@ -112,6 +113,7 @@ async def forward(settings: Config, load: Callable[[], Config]) -> None:
     collect_seldom()
     await pipeline.run(stop)
     account = pipeline.account
+    release()
     log.info(
         "stopped",
         consumed=account.consumed.total(),
@@ -126,7 +128,7 @@ async def forward(settings: Config, load: Callable[[], Config]) -> None:
         log.warning(
             "handlers that ignored their time limit are left behind", count=len(left_behind)
         )
-        sys.stderr.flush()
+        logging.shutdown()
         os._exit(0)
 
 
