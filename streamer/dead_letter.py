@@ -28,7 +28,7 @@ from aiokafka.errors import (
 from streamer.errors import StartError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from streamer.core.budget import Share
@@ -41,7 +41,7 @@ LETTER_OVERHEAD = 1000
 _WRITTEN_TOGETHER = 500
 _BYTES_TOGETHER = 1_000_000  # as much as a cluster that allows little takes within a time-out
 _FIRST_DELAY, _LAST_DELAY = 0.5, 10.0  # seconds between two tries
-_SAY_INTERVAL = 30.0  # seconds between two lines of the log about letters of one reason
+_SHOWN_CHARACTERS = 300  # of what is wrong, in a line of the log
 _METADATA_PACE = 0.25
 _TRUNCATED_BYTES = 100_000  # of the value, when Kafka refuses the letter for its size
 _FOR_EVER = MessageSizeTooLargeError, RecordListTooLargeError, InvalidTimestampError
@@ -65,10 +65,11 @@ class KafkaSink:
     """Writes to a topic, with key, value, headers and timestamp of the record as they were.
 
     Headers say more, each a text: `streamer-kind`, `streamer-reason`, `streamer-detail`, `streamer-topic`,
-    `streamer-partition`, `streamer-offset`, `streamer-time` (ISO-8601), `streamer-tries`. What Kafka would refuse for
-    ever is written as far as Kafka takes it: too large, with a part of the value, without the record's headers and
-    with `streamer-truncated`, the bytes that the value had; with a timestamp that the topic doesn't allow, without it
-    and with `streamer-timestamp`. Aiokafka can't write a record that has neither key nor value: it gets an empty value.
+    `streamer-partition`, `streamer-offset`, `streamer-time` (ISO-8601), `streamer-tries`, and of a call
+    `streamer-batch`, the batch's name in the log. What Kafka would refuse for ever is written as far as Kafka takes it:
+    too large, with a part of the value, without the record's headers and with `streamer-truncated`, the bytes that the
+    value had; with a timestamp that the topic doesn't allow, without it and with `streamer-timestamp`. Aiokafka can't
+    write a record that has neither key nor value: it gets an empty value.
 
     Args:
         topic: its name.
@@ -269,9 +270,9 @@ class _Form:
 class FileSink:
     """Appends to an NDJSON file, a line a letter.
 
-    Keys: kind, reason, detail, topic, partition, offset, time, timestamp (Kafka's, in milliseconds), tries, key,
-    value, headers. What isn't UTF-8 stands base64-encoded under `key_base64`, `value_base64` or, for headers, in
-    place of the text as `{"base64": ...}`.
+    Keys: kind, reason, detail, topic, partition, offset, time, timestamp (Kafka's, in milliseconds), tries, of a call
+    batch, key, value, headers. What isn't UTF-8 stands base64-encoded under `key_base64`, `value_base64` or, for
+    headers, in place of the text as `{"base64": ...}`.
 
     Args:
         path: of the file; it is made if it isn't there.
@@ -344,7 +345,7 @@ class DeadLetters:
         self._waiting: deque[_Waiting] = deque()
         self._more = asyncio.Event()
         self._progress = asyncio.Event()
-        self._said: dict[str, tuple[float, int]] = {}
+        self._failing_since = 0.0
         self.failing = ""
 
     def __len__(self) -> int:
@@ -363,7 +364,6 @@ class DeadLetters:
         share.take(size)
         self._waiting.append(_Waiting(letter, share, size, acknowledged))
         self._more.set()
-        self._say(letter)
 
     def _next(self) -> list[_Waiting]:
         """Choose what is written together: the first letters, one at least."""
@@ -376,28 +376,9 @@ class DeadLetters:
             together.append(waiting)
         return together
 
-    def _say(self, letter: DeadLetter) -> None:
-        """Log a letter, at most one a reason in a while: a topic of nothing else must not flood the log."""
-        last, unsaid = self._said.get(letter.reason, (float("-inf"), 0))
-        now = asyncio.get_running_loop().time()
-        if now - last < _SAY_INTERVAL:
-            self._said[letter.reason] = (last, unsaid + 1)
-            return
-        self._said[letter.reason] = (now, 0)
-        more = {"more_since_the_last_line": unsaid} if unsaid else {}
-        log.warning(
-            "dead letter",
-            kind=letter.kind,
-            reason=str(letter.reason),
-            detail=letter.detail,
-            topic=letter.topic,
-            partition=letter.partition,
-            offset=letter.offset,
-            **more,
-        )
-
     async def run(self) -> None:
         """Write until cancelled."""
+        clock = asyncio.get_running_loop().time
         delay = _FIRST_DELAY
         try:
             while True:
@@ -406,26 +387,34 @@ class DeadLetters:
                     await self._more.wait()
                 together = self._next()
                 written, why = await self._sink.write([waiting.letter for waiting in together])
+                kept = []
                 for waiting in together[:written]:
                     if self._waiting and self._waiting[0] is waiting:  # else its generation ended
                         self._waiting.popleft()
                         waiting.share.give(waiting.size)
                         waiting.acknowledged()
+                        kept.append(waiting.letter)
+                _log_kept(kept)
                 self._progress.set()
                 if why:
                     self._failed()
                     if not self.failing:
+                        self._failing_since = clock()
                         log.error(
                             "dead letters can't be written; their records stay uncommitted, and the"
                             " write is tried again",
                             reason=why,
+                            waiting=len(self._waiting),
                         )
                     self.failing = why
                     await asyncio.sleep(delay)
                     delay = min(delay * 2, _LAST_DELAY)
                 else:
                     if self.failing:
-                        log.info("dead letters are written again")
+                        log.info(
+                            "dead letters are written again",
+                            after_seconds=round(clock() - self._failing_since, 1),
+                        )
                     self.failing = ""
                     delay = _FIRST_DELAY
         finally:
@@ -454,6 +443,25 @@ class DeadLetters:
         self._progress.set()
 
 
+def _log_kept(letters: Iterable[DeadLetter]) -> None:
+    """Log letters that were written together: a line for each reason and batch, which shows the first."""
+    alike: dict[tuple[str, str], list[DeadLetter]] = {}
+    for letter in letters:
+        alike.setdefault((letter.reason, letter.batch), []).append(letter)
+    for first, *others in alike.values():
+        log.warning(
+            "dead letters",
+            reason=str(first.reason),
+            letters=1 + len(others),
+            kind=first.kind,
+            **_batch(first),
+            topic=first.topic,
+            partition=first.partition,
+            offset=first.offset,
+            detail=first.detail[:_SHOWN_CHARACTERS],
+        )
+
+
 def headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
     """The Kafka headers that say what a letter is."""
     said = {
@@ -465,8 +473,13 @@ def headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
         "offset": str(letter.offset),
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "tries": str(letter.tries),
+        **_batch(letter),
     }
     return [(f"streamer-{name}", text.encode("utf-8", "replace")) for name, text in said.items()]
+
+
+def _batch(letter: DeadLetter) -> dict[str, str]:
+    return {"batch": letter.batch} if letter.batch else {}
 
 
 def _line(letter: DeadLetter) -> dict[str, Any]:
@@ -480,6 +493,7 @@ def _line(letter: DeadLetter) -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "timestamp": letter.timestamp_ms,
         "tries": letter.tries,
+        **_batch(letter),
         **_text("key", letter.key),
         **_text("value", letter.value),
         "headers": [[name, _readable(value)] for name, value in letter.headers],

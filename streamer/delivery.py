@@ -9,6 +9,7 @@ tried again goes back to its lane and takes a slot like any other.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from dataclasses import dataclass
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
     from streamer.core.model import Outcome, Response
 
 log = structlog.get_logger()
+_level = logging.getLogger(__name__)  # structlog's takes longer to say that a level isn't wanted
 
 _NEVER = float("inf")
 _TOO_MUCH = {"rate_limited", "timeout"}  # the reasons to retry that ask for fewer requests
-_SAY_AGAIN = 600.0
 _LOOK_INTERVAL = 1.0  # seconds between two looks at every lane for what is to be given up
 _REMEMBERED = 1000  # so many destinations that are held outlive their lanes: keys may come from what visitors send
 _DOUBTFUL = 192  # so many requests may run beside the limit, one for each key that may not deliver
@@ -199,7 +200,6 @@ class Delivery:
     ) -> None:
         self.interval_seconds = interval_seconds
         self._max_hold = max_hold_seconds
-        self._say_given_up_at = 0.0
         self._may_send = may_send
         self.in_flight = 0
         self.destinations: dict[str, Destination] = {}
@@ -225,7 +225,7 @@ class Delivery:
         self._wake = asyncio.Event()
         self._progress = asyncio.Event()
         self._closing: str | None = None
-        self._say_memory_at = 0.0
+        self._early = False  # whether the last batch closed for memory before its time
 
     @property
     def concurrency(self) -> int:
@@ -324,6 +324,9 @@ class Delivery:
 
     async def end(self) -> None:
         """Forget every lane, and cancel what is being sent of them; of their destinations, those that flow."""
+        for route in self._routes.values():
+            for batch in route.lane.ready:
+                _follow("a batch goes back to Kafka", route.destination, batch)
         self._routes.clear()
         self._witnesses.clear()
         for queue in (self._timers, *self._queues.values()):
@@ -529,6 +532,15 @@ class Delivery:
         if batch not in route.bisection:
             route.bisection.begin(batch)
         places = route.bisection.left(batch)
+        log.error(
+            "segment.max_hold is over for a destination while others deliver: its calls become dead letters",
+            destination=destination.name,
+            batch=batch.name,
+            calls=len(places),
+            held_seconds=round(now - destination.held_since),
+            reason=destination.reason,
+        )
+        batch.refused += len(places)
         for place in places:
             self._handler.refused(
                 route.lane, batch, place, destination.reason, Reason.DESTINATION_UNAVAILABLE
@@ -537,15 +549,6 @@ class Delivery:
         self._settle(route, batch, now)
         self._unseen[route] = None  # what was behind it may be sent
         self._progress.set()
-        if now >= self._say_given_up_at:
-            self._say_given_up_at = now + _SAY_AGAIN
-            log.error(
-                "segment.max_hold is over for a destination while others deliver: its calls become dead letters",
-                destination=destination.name,
-                calls=len(places),
-                held_seconds=round(now - destination.held_since),
-                reason=destination.reason,
-            )
 
     # --- one attempt ----------------------------------------------------------------------------
 
@@ -554,15 +557,25 @@ class Delivery:
         lane, destination = route.lane, route.destination
         if batch is lane.open:
             lane.close(self._closing or ("memory" if lane.share.spent else "time"), now)
-            if batch.trigger == "memory":
-                self._say_memory_closes(batch, now)
         lane.ready.remove(batch)
         if batch not in route.bisection:
             route.bisection.begin(batch)
             self._observer.closed(batch)
+            self._say_memory_closes(batch)
+            _follow(
+                "a batch is closed",
+                destination,
+                batch,
+                trigger=batch.trigger,
+                calls=len(batch),
+                bytes=batch.size,
+                open_seconds=round(batch.closed_at - batch.oldest, 3),
+                waited_for_a_slot_seconds=round(now - batch.closed_at, 3),
+            )
         witness = self._witnesses.of(lane, now)
         probes = destination.state is State.MISCONFIGURED
         piece = route.bisection.take(batch, probes=probes, witness=witness is not None)
+        _follow("a request is sent", destination, batch, piece=_range(piece), tries=batch.tries)
         attempt = _Attempt(route, destination.start(), now, regular=destination.proven)
         self.in_flight += 1
         self._regular += attempt.regular
@@ -576,6 +589,7 @@ class Delivery:
             del self._attempts[task]
             if task.cancelled():  # perhaps before its first step
                 destination.abandon()
+                _follow("a batch goes back to Kafka", destination, batch)
             self.in_flight -= 1
             self._regular -= attempt.regular
             self._doubtful -= not attempt.regular
@@ -589,11 +603,12 @@ class Delivery:
 
         task.add_done_callback(ended)
 
-    def _say_memory_closes(self, batch: Batch, now: float) -> None:
-        """Say that the interval is longer than memory allows: at the first time, and then each ten minutes."""
-        waited = now - batch.oldest
-        if waited < self.interval_seconds and now >= self._say_memory_at:
-            self._say_memory_at = now + _SAY_AGAIN
+    def _say_memory_closes(self, batch: Batch) -> None:
+        """Say that the interval is longer than memory allows, when that begins."""
+        waited = batch.closed_at - batch.oldest
+        before = self._early
+        self._early = batch.trigger == "memory" and waited < self.interval_seconds
+        if self._early and not before:
             log.warning(
                 "flush.memory_budget is spent: batches close before flush.interval",
                 after_seconds=round(waited, 3),
@@ -628,8 +643,18 @@ class Delivery:
             self._handler.answered(batch, piece, answer)
         outcome = answer.outcome
         self._learn(attempt, outcome, len(body), now)
-        if route.destination.finish(permit, outcome, now, self._jitter()):
-            _log_state(route.destination)
+        held_since = route.destination.held_since
+        changed = route.destination.finish(permit, outcome, now, self._jitter())
+        _follow(
+            "a request is accepted" if isinstance(outcome, Delivered) else "a request failed",
+            route.destination,
+            batch,
+            piece=_range(piece),
+            answer=_answer(outcome),
+            seconds=round(answer.seconds, 3),
+        )
+        if changed:
+            _log_state(route.destination, batch, now, held_since)
         if lane not in self._routes:
             return  # its generation has ended: what completes late counts nowhere
         self._note(route)
@@ -687,7 +712,7 @@ class Delivery:
         self, route: _Route, batch: Batch, piece: Piece | None, outcome: Refused, now: float
     ) -> None:
         lane, bisection = route.lane, route.bisection
-        route.refusal = f"{outcome.status} {outcome.detail}".strip()
+        route.refusal = _answer(outcome)
         began = bisection.trial
         verdict = bisection.refused(
             batch,
@@ -701,6 +726,7 @@ class Delivery:
             log.info(
                 "Segment refused a batch; halving it to find the calls at fault",
                 destination=route.destination.name,
+                batch=batch.name,
                 calls=len(batch),
                 answer=route.refusal,
             )
@@ -711,6 +737,7 @@ class Delivery:
     def _judge(self, route: _Route, batch: Batch, verdict: Verdict, now: float) -> None:
         """Do what follows from an answer to a part of a batch, and put the batch back for what is left of it."""
         detail = f"{route.refusal}{_UNPROVEN if verdict.unproven else ''}"
+        batch.refused += len(verdict.guilty)
         for place in verdict.guilty:
             self._handler.refused(route.lane, batch, place, detail)
         destination = route.destination
@@ -719,13 +746,26 @@ class Delivery:
             if destination.state is State.MISCONFIGURED:
                 reason = destination.reason
             if destination.misconfigured(reason, now):
-                _log_state(destination)
+                _log_state(destination, batch, now, now)
         if route.bisection.done(batch):
             self._settle(route, batch, now)
         else:
             route.lane.ready.append(batch)
 
     def _settle(self, route: _Route, batch: Batch, now: float) -> None:
+        facts = {
+            "delivered": len(batch) - batch.refused,
+            "dead_letters": batch.refused,
+            "failed_requests": batch.tries,
+            "seconds": round(now - batch.closed_at, 3),
+        }
+        if route.bisection.trial is batch:
+            destination = route.destination.name
+            log.info(
+                "a refused batch is settled", destination=destination, batch=batch.name, **facts
+            )
+        else:
+            _follow("a batch is settled", route.destination, batch, **facts)
         route.bisection.forget(batch)
         self._handler.settled(batch)
         route.lane.settle(batch, now)
@@ -751,16 +791,45 @@ def _now_iso() -> bytes:
     )
 
 
-def _log_state(destination: Destination) -> None:
+def _follow(event: str, destination: Destination, batch: Batch, **facts: object) -> None:
+    """Log a step of a batch for who asked for `debug`; else it costs a look at the level."""
+    if _level.isEnabledFor(logging.DEBUG):
+        log.debug(event, destination=destination.name, batch=batch.name, **facts)
+
+
+def _range(piece: Piece | None) -> str:
+    """Say which calls of a batch a request has: the first and the last, counted from 0."""
+    return "witness" if piece is None else f"{piece[0]}-{piece[1] - 1}"
+
+
+def _answer(outcome: Outcome) -> str:
+    match outcome:
+        case Delivered():
+            return str(outcome.status)
+        case Retry():
+            return outcome.detail
+        case Refused() | Misconfigured():
+            return f"{outcome.status} {outcome.detail}".strip()
+
+
+def _log_state(destination: Destination, batch: Batch, now: float, held_since: float) -> None:
     if destination.flowing:
-        log.info("Segment accepts calls again", destination=destination.name)
-    else:
-        log.warning(
-            "Segment doesn't accept calls",
+        log.info(
+            "Segment accepts calls again",
             destination=destination.name,
-            state=str(destination.state),
-            reason=destination.reason,
+            batch=batch.name,
+            after_seconds=round(now - held_since, 1),
         )
+        return
+    log.log(
+        logging.ERROR if destination.state is State.MISCONFIGURED else logging.WARNING,
+        "Segment doesn't accept calls",
+        destination=destination.name,
+        batch=batch.name,
+        state=str(destination.state),
+        reason=destination.reason,
+        asked_again_in_seconds=round(destination.until - now, 1),
+    )
 
 
 def states(destinations: Iterable[Destination]) -> dict[str, int]:

@@ -440,6 +440,7 @@ class Pipeline:
             kafka = self._config.kafka
             log.info(
                 "streamer runs",
+                version=__version__,
                 settings=", ".join(self._config.files)
                 or "no file (--config names one), the environment",
                 reads=", ".join(kafka.topics) or kafka.topic_pattern,
@@ -834,6 +835,7 @@ class Pipeline:
             key=chunk.keys[number],
             value=batch.calls[place],
             tries=batch.tries,
+            batch=batch.name,
         )
         self._put(
             letter,

@@ -49,6 +49,7 @@ A_CALL = replace(
     value=b'{"type":"page"}',
     headers=(),
     tries=7,
+    batch="0a1b2c3d4e",
 )
 
 
@@ -102,6 +103,7 @@ def test_a_letter_in_kafka(kafka: Kafka) -> None:
         assert said(call)["streamer-kind"] == "call"
         assert said(call)["streamer-reason"] == "refused"
         assert said(call)["streamer-tries"] == "7"
+        assert said(call)["streamer-batch"] == "0a1b2c3d4e"
 
     asyncio.run(main())
 
@@ -351,6 +353,7 @@ def test_a_letter_in_a_file(tmp_path: Path) -> None:
         "headers": [["trace", "\x01\x02"], ["trace", "again"], ["nothing", None]],
     }
     assert (call["kind"], call["value"], call["tries"]) == ("call", '{"type":"page"}', 7)
+    assert call["batch"] == "0a1b2c3d4e"
     assert (tombstone["value"], tombstone["key"], tombstone["timestamp"]) == (None, None, None)
 
 
@@ -498,8 +501,8 @@ def tell(story: Any) -> list[Any]:
 
 
 def of_writing(logs: Sequence[Any]) -> list[Any]:
-    """Leave out the lines that a letter gets itself."""
-    return [line for line in logs if line["event"] != "dead letter"]
+    """Leave out the lines about letters that are written."""
+    return [line for line in logs if line["event"] != "dead letters"]
 
 
 def test_a_letter_counts_once_it_is_written() -> None:
@@ -644,25 +647,33 @@ def test_forgetting_ends_a_drain() -> None:
     tell(story)
 
 
-def test_a_flood_of_letters_is_a_line_for_each_reason_in_half_a_minute() -> None:
-    """It has the first letter's place; the next line says how many came in between."""
+def test_letters_that_are_written_together_are_a_line_for_each_reason_and_batch() -> None:
+    """It shows the first of them, and comes when they are kept: a write that fails is another line."""
 
     async def story() -> None:
-        async with Story() as story:
-            for second, letter in enumerate(letters(40)):
-                for reason in (Reason.NOT_JSON, Reason.EMPTY):
-                    story.put([replace(letter, offset=second, reason=reason)])
-                await asyncio.sleep(1)
+        async with Story() as it:
+            it.sink.failing = "no"
+            first, second, third = (replace(A_RECORD, offset=number) for number in range(3))
+            calls = [replace(A_CALL, offset=3), replace(A_CALL, batch="5", offset=4)]
+            it.put([first, replace(second, reason=Reason.EMPTY), third, *calls, calls[0]])
+            await asyncio.sleep(1)
+            it.sink.failing = ""
+            assert await it.dead_letters.drain(10.0)
 
-    with structlog.testing.capture_logs() as lines:
+    with structlog.testing.capture_logs() as logs:
         virtual_time.run(story())
-    assert [(line["reason"], line["offset"]) for line in lines] == [
-        ("not_json", 0),
-        ("empty", 0),
-        ("not_json", 30),
-        ("empty", 30),
+    failing, *kept, again = logs
+    assert (failing["reason"], failing["waiting"]) == ("no", 6)
+    assert [
+        (line["reason"], line["letters"], line["offset"], line.get("batch")) for line in kept
+    ] == [
+        ("not_json", 2, 0, None),
+        ("empty", 1, 1, None),
+        ("refused", 2, 3, "0a1b2c3d4e"),
+        ("refused", 1, 4, "5"),
     ]
-    assert [line.get("more_since_the_last_line") for line in lines] == [None, None, 29, 29]
+    assert {line["event"] for line in kept} == {"dead letters"}
+    assert 1.0 < again["after_seconds"] < 2.0
 
 
 def test_a_file_that_cannot_be_written_is_said_at_the_start(tmp_path: Path) -> None:

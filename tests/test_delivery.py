@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+import re
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -1792,3 +1794,133 @@ def test_another_concurrency_and_rate_hold_at_once() -> None:
             rig.assert_settled()
 
     tell(story)
+
+
+# --- the log --------------------------------------------------------------------------------------
+
+
+def followed(story: Callable[[], Coroutine[Any, Any, None]]) -> list[dict[str, Any]]:
+    """Run a story, and give what the log says at the level `debug`."""
+    level = logging.getLogger("streamer.delivery")
+    level.setLevel(logging.DEBUG)
+    try:
+        with capture_logs() as logs:
+            virtual_time.run(story())
+    finally:
+        level.setLevel(logging.NOTSET)
+    return [dict(line) for line in logs]
+
+
+def test_a_batch_is_followed_by_its_name_from_its_closing_to_its_settlement() -> None:
+    """Through a failure and a pause; nobody who didn't ask for it sees more than changes of the destination."""
+    outcomes: list[Outcome] = [
+        UNAVAILABLE,
+        Retry("rate_limited", "429 slow down", 429, 3.0),
+        OK,
+        OK,
+    ]
+
+    async def story() -> None:
+        async with Rig(FakeSegment(lambda _: outcomes.pop(0))) as rig:
+            lane = rig.lane()
+            rig.add(lane, "a", "b")
+            await rig.idle(lane)
+            rig.add(lane, "c")
+            await rig.idle(lane)
+
+    lines = followed(story)
+    name, other = dict.fromkeys(line["batch"] for line in lines)
+    assert re.fullmatch("[0-9a-f]{10}", name)
+    first = [line for line in lines if line["batch"] == name]
+    assert [(line["event"], line["log_level"]) for line in first] == [
+        ("a batch is closed", "debug"),
+        ("a request is sent", "debug"),
+        ("a request failed", "debug"),
+        ("a request is sent", "debug"),
+        ("a request failed", "debug"),
+        ("Segment doesn't accept calls", "warning"),
+        ("a request is sent", "debug"),
+        ("a request is accepted", "debug"),
+        ("Segment accepts calls again", "info"),
+        ("a batch is settled", "debug"),
+    ]
+    closed, *sent, settled = first
+    assert (closed["trigger"], closed["calls"], closed["open_seconds"]) == ("time", 2, 1.0)
+    assert [line["piece"] for line in sent if "piece" in line] == ["0-1"] * 6
+    assert [line["tries"] for line in sent if "tries" in line] == [0, 1, 2]
+    assert [line["answer"] for line in sent if "answer" in line] == ["503", "429 slow down", "200"]
+    paused, again = sent[4], sent[7]
+    assert (paused["state"], paused["asked_again_in_seconds"]) == ("paused", 3.5)
+    assert again["after_seconds"] == 3.6
+    assert (settled["delivered"], settled["dead_letters"], settled["failed_requests"]) == (2, 0, 2)
+    assert other != name
+    outcomes[:] = [UNAVAILABLE, OK, OK]
+    with capture_logs() as quiet:
+        virtual_time.run(story())
+    assert quiet == []
+
+
+def test_who_follows_a_refused_batch_sees_which_calls_each_request_had() -> None:
+    """Who doesn't sees where it began and what it came to."""
+
+    async def story() -> None:
+        async with Rig(FakeSegment(refuse("p2"))) as rig:
+            lane = rig.lane()
+            rig.add(lane, *names("p", 4))
+            await rig.idle(lane)
+
+    lines = followed(story)
+    (name,) = {line["batch"] for line in lines}
+    sent = [line["piece"] for line in lines if line["event"] == "a request is sent"]
+    assert sent == ["0-3", "0-1", "2-3", "2-2", "3-3", "2-2"]
+    with capture_logs() as said:
+        virtual_time.run(story())
+    refused, settled = said
+    assert "halving it" in refused["event"]
+    assert refused["batch"] == settled["batch"] == name
+    assert (settled["delivered"], settled["dead_letters"]) == (3, 1)
+    assert {line["log_level"] for line in said} == {"info"}
+
+
+def test_what_is_given_up_and_what_goes_back_to_kafka_is_named() -> None:
+    async def story() -> None:
+        segment = FakeSegment(lambda attempt: OK if attempt.key == "good" else UNAUTHORIZED)
+        async with Rig(segment, max_hold_seconds=100.0) as rig:
+            good, bad = rig.lane("good"), rig.lane("bad")
+            for number in range(100):
+                rig.add(good, f"g{number}")
+                rig.add(bad, *names(f"b{number}-", number < 2))
+                await asyncio.sleep(1.5)
+            rig.add(bad, "late")
+            await asyncio.sleep(1.5)
+            segment.latency = lambda _: 100.0
+            rig.add(good, "flying")
+            await asyncio.sleep(1.5)
+            await rig.delivery.end()
+
+    lines = followed(story)
+    given_up = [line for line in lines if "max_hold" in line["event"]]
+    assert [line["calls"] for line in given_up] == [1, 1]
+    assert {line["log_level"] for line in given_up} == {"error"}
+    returned = [line["batch"] for line in lines if line["event"] == "a batch goes back to Kafka"]
+    assert len(returned) == 2
+    closed = [line["batch"] for line in lines if line["event"] == "a batch is closed"]
+    settled = [line["batch"] for line in lines if line["event"] == "a batch is settled"]
+    assert sorted(closed) == sorted(settled + returned), "each story has an end"
+    assert {line["batch"] for line in given_up} < set(settled)
+
+
+def test_a_destination_that_a_person_has_to_mend_is_an_error_and_the_others_are_warnings() -> None:
+    async def story() -> None:
+        segment = FakeSegment(lambda _: UNAUTHORIZED if clock() < 5.0 else OK)
+        async with Rig(segment) as rig:
+            lane = rig.lane()
+            rig.add(lane, "a")
+            await rig.idle(lane)
+
+    with capture_logs() as logs:
+        virtual_time.run(story())
+    wrong, mended = logs
+    assert (wrong["log_level"], wrong["state"]) == ("error", "misconfigured")
+    assert wrong["asked_again_in_seconds"] == PROBE_INTERVAL
+    assert mended["after_seconds"] == pytest.approx(PROBE_INTERVAL + LATENCY)

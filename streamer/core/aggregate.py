@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import orjson
@@ -55,6 +56,9 @@ TRAITS_FACTOR = 3
 
 CLOSED_OVERHEAD = 300
 """What is left of that once its batch is closed, when the call stands there once: the profile's name and place."""
+
+NAME_BYTES = 5
+"""Of the name of a batch, which is twice as many hexadecimal digits."""
 
 _PROFILES = (_TYPE_INDEX["identify"], _TYPE_INDEX["group"])
 
@@ -147,6 +151,7 @@ class Lane:
         self._nonce = b"\0" + nonce
         self._suppression = suppression
         self._number = 0  # of the last identify or group call
+        self._begun = 0  # batches
         # The profiles with calls that aren't settled, and the batch in which these stand.
         self._batches: dict[_Profile, Batch] = {}
         # Of those in the open batch, what the next contribution may merge with: the last one, which has the traits and
@@ -450,5 +455,11 @@ class Lane:
             if trigger is None:
                 return batch
             self.close(trigger, now)
-        batch = self.open = Batch(self._limits)
+        batch = self.open = Batch(self._limits, self._name())
         return batch
+
+    def _name(self) -> str:
+        """Name one more batch: as none in the logs of all members is named, but by a rare chance."""
+        self._begun += 1
+        own = blake2b(self._begun.to_bytes(8, "big"), key=self._nonce, digest_size=NAME_BYTES)
+        return own.hexdigest()

@@ -68,8 +68,10 @@ class Batch:
 
     Args:
         limits: what it may hold.
+        name: what the log calls it.
 
     Attributes:
+        limits, name: the same.
         calls: each call, serialised.
         types: each call's type, as its index in `CALL_TYPES`, perhaps with `FURTHER`.
         chunk_numbers: each call's chunk, as its index in `chunks`.
@@ -83,15 +85,17 @@ class Batch:
         tries: how many requests with something of it didn't deliver.
         failures: how many of them failed in a row, without an answer to what was in them.
         not_before: when it may be tried again, in seconds.
+        refused: how many of its calls became dead letters.
     """
 
     __slots__ = (
-        "_chunk_index", "_newest", "calls", "chunk_numbers", "chunks", "closed_at", "failures", "limits", "not_before",
-        "oldest", "profiles", "records", "size", "tries", "trigger", "types",
+        "_chunk_index", "_newest", "calls", "chunk_numbers", "chunks", "closed_at", "failures", "limits", "name",
+        "not_before", "oldest", "profiles", "records", "refused", "size", "tries", "trigger", "types",
     )  # fmt: skip
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, name: str = "") -> None:
         self.limits = limits
+        self.name = name
         self.calls: list[bytes] = []
         self.types = bytearray()
         self.chunk_numbers = array("l")
@@ -107,6 +111,7 @@ class Batch:
         self.tries = 0
         self.failures = 0
         self.not_before = 0.0
+        self.refused = 0
 
     def __len__(self) -> int:
         return len(self.calls)

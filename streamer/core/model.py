@@ -244,6 +244,7 @@ class DeadLetter:
         value: the record's value, or the call.
         headers: the record's headers; a call has none.
         tries: how many requests to Segment carried it.
+        batch: what the log calls the batch of a call; a record has none.
     """
 
     kind: str
@@ -257,6 +258,7 @@ class DeadLetter:
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
     tries: int = 0
+    batch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
