@@ -83,6 +83,8 @@ _POLL_TIMEOUT = 60.0
 _DECODE_INTERVAL = 30.0
 """Seconds after which a record that couldn't be decoded is tried again."""
 _SAY_AGAIN = 600.0
+_SAY_PAUSED = 5.0
+"""Seconds after which it is said that nothing is read; a pause that is shorter is how reading keeps pace."""
 _START_WATCH_INTERVAL = 3.0
 _WATCH_INTERVAL = 5.0
 _NOT_A_MEMBER_ERRORS = (UnknownMemberIdError, IllegalGenerationError)
@@ -193,6 +195,29 @@ class _Held:
     say_at: float = 0.0
 
 
+class _Pause:
+    """Logs that nothing is read because the memory budget is spent, once that lasts, and when it is over."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._said = False
+
+    def note(self, now: float, *, full: bool) -> None:
+        """Note at a time, in seconds, whether the budget is spent."""
+        if full and self._since is None:
+            self._since = now
+        since = now if self._since is None else self._since
+        if full and not self._said and now - since >= _SAY_PAUSED:
+            self._said = True
+            log.warning(
+                "reading is paused: flush.memory_budget is spent by what waits to be sent; the lag waits in Kafka"
+            )
+        elif not full:
+            if self._said:
+                log.info("reading goes on", after_seconds=round(now - since, 1))
+            self._since, self._said = None, False
+
+
 class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
     """Reads until it is told to stop.
 
@@ -229,6 +254,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         self._commit_lock = asyncio.Lock()
         self._commit_timeouts = 0
         self._commit_again_until = 0.0
+        self._commits_fail_since: float | None = None
         self._commit_gate = False
         self._ending = asyncio.Lock()
         self._missing: list[str] = []
@@ -361,8 +387,9 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             elif response.error_code in _NOT_A_MEMBER:
                 lease.lose()
             if self._doubtful_since is not None and _clock() < self._lease.until:
+                seconds = round(_clock() - self._doubtful_since, 1)
                 self._doubtful_since = None
-                log.info("the consumer group confirms the membership again")
+                log.info("the consumer group confirms the membership again", after_seconds=seconds)
                 self._handler.confirmed()
             return response
 
@@ -507,7 +534,10 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
 
     def _fail(self, reason: str, restart: Restart | None = None) -> None:
         self.failing = reason
-        log.error("no records from Kafka; trying again", reason=reason)
+        if restart is None or restart is Restart.START:
+            log.error("no records from Kafka; trying again", reason=reason)
+        else:
+            log.error("the Kafka consumer is made anew", reason=str(restart), detail=reason)
         if restart is not None:
             self._observer.restarted(restart)
 
@@ -516,9 +546,11 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
     async def _read(self, consumer: AIOKafkaConsumer) -> None:
         handler = self._handler
         clock = time.monotonic
+        pause = _Pause()
         while not self._stopping.is_set():
             if self.assignment is not None and self.assignment is not self._placed:
                 await self._place(consumer, self.assignment)
+            pause.note(clock(), full=handler.full)
             if handler.full:
                 paused = clock()
                 with suppress(TimeoutError):
@@ -648,7 +680,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 topic=tp.topic,
                 partition=tp.partition,
                 offset=offset,
-                reason=why,
+                error=why,
                 tried_again_every_seconds=_DECODE_INTERVAL,
                 to_skip_it="stop the group's members and set the group's offset of this partition behind it",
             )
@@ -763,7 +795,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         self._waiting_since = time.monotonic()
         self._commit_gate = True
         self._observer.rebalanced()
-        log.info("partitions assigned", count=len(partitions))
+        log.info("partitions assigned", count=len(partitions), which=_listed(partitions))
 
     async def _end_generation(
         self, consumer: AIOKafkaConsumer, committing: asyncio.Task[None] | None = None
@@ -777,6 +809,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         async with self._ending:
             if self.assignment is None:
                 return
+            clock = asyncio.get_running_loop().time
+            started, count = clock(), len(self.assignment)
             await self._handler.revoked()
             if committing is not None:
                 committing.cancel()
@@ -785,6 +819,13 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                     await self._commit(consumer)
                 self.assignment = None
             self._waiting_since = time.monotonic()
+            why = "a rebalance" if self._consumer is not None else "the consumer is made anew"
+            log.info(
+                "partitions given back",
+                count=count,
+                why="a stop" if self._stopping.is_set() else why,
+                after_seconds=round(clock() - started, 1),
+            )
             await self._handler.ended()
 
     async def _watch(self, consumer: AIOKafkaConsumer) -> None:
@@ -858,13 +899,18 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             result = "ok"
             self.committed.update(offsets)
             self._commit_timeouts = 0
+            if self._commits_fail_since is not None:
+                now = asyncio.get_running_loop().time()
+                after = round(now - self._commits_fail_since, 1)
+                self._commits_fail_since = None
+                log.info("commits are answered again", after_seconds=after)
         except TimeoutError:
             result = "timeout"
             self._commit_timeouts += 1
             # aiokafka goes on with the request, which may arrive behind the next one's.
             self._commit_again_until = time.monotonic() + _REQUEST_TIMEOUT
             _forget_commits()
-            log.warning("a commit got no answer", seconds=timeout)
+            self._say_commits_fail(f"no answer within {timeout:g} s")
         except (CommitFailedError, IllegalStateError) as error:
             # Not ours any more: what wasn't committed is read again by the next owner. Another commit before the next
             # assignment could reset the generation that is being made.
@@ -873,9 +919,14 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 self._lease.lose()
             self._commit_gate = False
         except KafkaError as error:
-            log.warning("a commit failed; trying again", reason=f"{type(error).__name__}: {error}")
+            self._say_commits_fail(f"{type(error).__name__}: {error}")
         finally:
             self._observer.committed(result, time.monotonic() - started)
+
+    def _say_commits_fail(self, reason: str) -> None:
+        if self._commits_fail_since is None:
+            self._commits_fail_since = asyncio.get_running_loop().time()
+            log.warning("commits fail; they are tried again", reason=reason)
 
     async def _position(self, consumer: AIOKafkaConsumer, partition: Partition) -> int | None:
         try:
@@ -937,6 +988,21 @@ def _partition_counts(consumer: AIOKafkaConsumer) -> dict[str, int]:
     return {
         topic: len(consumer.partitions_for_topic(topic) or ()) for topic in consumer.subscription()
     }
+
+
+def _listed(partitions: Iterable[Partition]) -> str:
+    """Name partitions: topic by topic, those in a row by the first and the last."""
+    runs: dict[str, list[list[int]]] = {}
+    for topic, number in sorted(partitions):
+        of_topic = runs.setdefault(topic, [])
+        if of_topic and of_topic[-1][-1] == number - 1:
+            of_topic[-1][1:] = [number]
+        else:
+            of_topic.append([number])
+    return "; ".join(
+        f"{topic} {', '.join('-'.join(map(str, run)) for run in of_topic)}"
+        for topic, of_topic in runs.items()
+    )
 
 
 def _missing(topics: Iterable[str]) -> str:

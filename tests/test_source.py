@@ -18,6 +18,8 @@ from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.errors import (
     CommitFailedError,
     CorruptRecordException,
+    KafkaError,
+    NotEnoughReplicasError,
     RequestTimedOutError,
     UnsupportedCodecError,
 )
@@ -31,7 +33,7 @@ from kafka_broker.broker import KafkaBroker, free_port
 from kafka_broker.topics import QUIET, Kafka, fresh_name
 from streamer import virtual_time
 from streamer.core.model import Restart
-from streamer.source import Source, Subscription
+from streamer.source import Source, Subscription, _Pause
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -853,6 +855,76 @@ def test_nothing_is_committed_between_a_generation_that_has_ended_and_the_next()
     virtual_time.run(main())
 
 
+def test_partitions_come_and_go_in_a_line_each_and_commits_that_fail_are_one_until_they_work() -> (
+    None
+):
+    class FakeConsumer:
+        error: KafkaError | None = None
+        hangs = False
+        place = 0
+
+        async def position(self, _: TopicPartition) -> int:
+            self.place += 1
+            return self.place
+
+        async def commit(self, _: Mapping[TopicPartition, int]) -> None:
+            if self.error is not None:
+                raise self.error
+            if self.hangs:
+                await asyncio.Event().wait()
+
+    async def main() -> None:
+        recorder, consumer = Recorder(), FakeConsumer()
+        recorder.slow = 1.5
+        source = make_source("127.0.0.1:9", recorder, "events")
+        source._consumer = consumer
+        source._lease.until = float("inf")  # no heartbeats are played here
+        committing = asyncio.create_task(source._commit_regularly(consumer))
+        partitions = [TopicPartition("events", n) for n in (0, 1, 2, 5)]
+        await source.on_partitions_assigned([*partitions, TopicPartition("others", 7)])
+        source._placed = source.assignment
+        await asyncio.sleep(2.5)
+        consumer.error = NotEnoughReplicasError()
+        await asyncio.sleep(10)
+        consumer.error, consumer.hangs = None, True
+        await asyncio.sleep(10)
+        consumer.hangs = False
+        await asyncio.sleep(10)
+        await source.on_partitions_revoked([])
+        committing.cancel()
+
+    with capture_logs() as logs:
+        virtual_time.run(main())
+    assigned, failing, again, given_back = logs
+    assert (assigned["count"], assigned["which"]) == (5, "events 0-2, 5; others 7")
+    assert (failing["event"], failing["log_level"]) == (
+        "commits fail; they are tried again",
+        "warning",
+    )
+    assert "NotEnoughReplicas" in failing["reason"]
+    assert (again["event"], again["log_level"]) == ("commits are answered again", "info")
+    assert 20 < again["after_seconds"] < 25
+    assert (given_back["why"], given_back["count"]) == ("a rebalance", 5)
+    assert given_back["after_seconds"] == 1.5
+
+
+def test_reading_that_pauses_for_long_is_said_and_that_it_goes_on() -> None:
+    """Short pauses are how it keeps pace with a destination that is slower than Kafka."""
+    pause = _Pause()
+    with capture_logs() as logs:
+        for tenth in range(1000):
+            pause.note(tenth / 10, full=tenth % 40 != 0)
+        assert logs == []
+        pause.note(99, full=False)
+        for tenth in range(1000):
+            pause.note(100 + tenth / 10, full=True)
+        pause.note(200, full=False)
+        pause.note(201, full=False)
+    paused, goes_on = logs
+    assert (paused["log_level"], goes_on["log_level"]) == ("warning", "info")
+    assert goes_on["after_seconds"] == 100.0
+
+
 def test_without_a_broker_each_try_says_why_in_one_line() -> None:
     async def main() -> None:
         server = f"127.0.0.1:{free_port()}"
@@ -1087,7 +1159,9 @@ def test_a_consumer_that_stands_still_is_made_anew_and_says_why(
                 await until_committed(kafka, group, topic, await kafka.end_offsets(topic))
         recorder.assert_in_order()
         assert recorder.restarts == [reason]
-        assert [line["reason"] for line in logs if line["log_level"] == "error"]
+        said = [line for line in logs if line["log_level"] == "error"]
+        assert "the Kafka consumer is made anew" in [line["event"] for line in said]
+        assert str(reason) in [line["reason"] for line in said]
 
     asyncio.run(main())
 

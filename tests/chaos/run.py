@@ -62,6 +62,8 @@ _SAY_SECONDS = 10.0
 _BROKEN, _POISON = 0.002, 0.0003  # shares at all times
 _EXPECTED_ERRORS = {
     "no records from Kafka; trying again",
+    "the Kafka consumer is made anew",
+    "Segment doesn't accept calls",  # of what is misconfigured
     "dead letters can't be written; their records stay uncommitted, and the write is tried again",
 }
 # aiokafka shields a commit that is given up after its time-out; when it fails later, nobody is there to take that in.
