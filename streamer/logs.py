@@ -69,8 +69,8 @@ def configure(
     Calling it again replaces what the last call set up.
 
     Args:
-        level: `debug`, `info`, `warning` or `error`. aiokafka's lines below `warning` only show at `debug`, where no
-            line is held back.
+        level: `debug`, `info`, `warning` or `error`. With `debug` no line is held back but aiokafka's, of which those
+            of the level `info` show then, too; at its own `debug` it writes a thousand lines a second.
         secrets: texts that no line may show, in the clear: write keys and passwords.
         stream: where lines go, standard error by default.
         environ: holds `STREAMER_LOG_FORMAT`: `console` or `json`; without it, console if `stream` is a terminal.
@@ -100,7 +100,8 @@ def configure(
     )
     mask = masker(secrets)
     console = style == "console"
-    handler = _Handler(stream, None if level.lower() == "debug" else RateLimit())
+    everything = level.lower() == "debug"
+    handler = _Handler(stream, RateLimit("aiokafka" if everything else ""))
     handler.set_name(_HANDLER_NAME)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -122,7 +123,7 @@ def configure(
     root.addHandler(handler)
     root.setLevel(level.upper())
     logging.getLogger("aiokafka").setLevel(
-        logging.DEBUG if level.lower() == "debug" else max(logging.WARNING, root.level)
+        logging.INFO if everything else max(logging.WARNING, root.level)
     )
     logging.captureWarnings(capture=True)
 
@@ -292,12 +293,14 @@ class _Handler(logging.StreamHandler[IO[str]]):
 
     Args:
         stream: where to.
-        limit: says which lines are written when; None for all at once.
+        limit: says which lines are written when.
     """
 
-    def __init__(self, stream: IO[str], limit: RateLimit | None) -> None:
+    def __init__(self, stream: IO[str], limit: RateLimit) -> None:
         super().__init__(stream)
-        self._limit = limit
+        self._limit: RateLimit | None = (
+            limit  # None once it is closed: a process that ends starts no timer
+        )
         self._timer: threading.Timer | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -424,14 +427,16 @@ class RateLimit:
     Of aiokafka, which logs up to 30 lines a second while a broker is away, only the first is written at once.
 
     Args:
+        only: the logger whose lines, and whose children's, are limited; those of all if it is empty.
         clock: monotonic seconds.
 
     Attributes:
         holds: whether something is held back.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, only: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         self.holds = False
+        self._only = logging.Filter(only)
         self._clock = clock
         self._period_ends = 0.0
         self._loggers: dict[str, dict[str, _Kind]] = {}
@@ -447,6 +452,8 @@ class RateLimit:
             What is to be written now: perhaps it, and before it what was held back until now.
         """
         due = self.due()
+        if not self._only.filter(record):
+            return [*due, record]
         kind, like = self._find(record)
         kind.came = True
         most = 1 if record.name.startswith("aiokafka") else MOST_LINES

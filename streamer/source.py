@@ -245,6 +245,7 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         self.committed: dict[Partition, int] = {}
         self.ends: dict[Partition, int] = {}
         self.failing = "not connected to Kafka yet"
+        self._failing_since = 0.0
         self._connection = connection
         self._subscription = subscription
         self._handler = handler
@@ -533,6 +534,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 await _abandon(consumer)
 
     def _fail(self, reason: str, restart: Restart | None = None) -> None:
+        if not self.failing:
+            self._failing_since = asyncio.get_running_loop().time()
         self.failing = reason
         if restart is None or restart is Restart.START:
             log.error("no records from Kafka; trying again", reason=reason)
@@ -853,7 +856,8 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 if tps and self.assignment is assignment:
                     self.ends.update({(tp.topic, tp.partition): end for tp, end in ends.items()})
                 if self.failing:
-                    log.info("Kafka answers again")
+                    after = round(asyncio.get_running_loop().time() - self._failing_since, 1)
+                    log.info("Kafka answers again", after_seconds=after)
                 self.failing = ""
 
     # --- commits --------------------------------------------------------------------------------
