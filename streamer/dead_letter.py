@@ -259,6 +259,7 @@ class _Form:
             self._letter = replace(letter, value=b"", key=None)
         log.warning(
             "a dead letter is too large for its topic; a part of it is written",
+            **_batch(letter),
             topic=letter.topic,
             partition=letter.partition,
             offset=letter.offset,

@@ -611,6 +611,7 @@ class Delivery:
         if self._early and not before:
             log.warning(
                 "flush.memory_budget is spent: batches close before flush.interval",
+                batch=batch.name,
                 after_seconds=round(waited, 3),
                 interval_seconds=self.interval_seconds,
                 calls=len(batch),

@@ -5,6 +5,7 @@ That relative links lead to files is held in `test_project.py`.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -16,6 +17,7 @@ import pytest
 
 import metrics_page
 from documents import DOCUMENTS, ROOT, assert_printed, fenced, run_streamer, transcripts
+from streamer import logs
 from streamer.cli import SUMMARIES, load
 from streamer.config import SETTINGS, load_config
 from streamer.core.mapping import BUILTIN_CALLBACKS, default_mapping
@@ -293,6 +295,67 @@ def test_links_into_a_document_lead_to_a_heading(name: str) -> None:
         headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
         anchors = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
         assert anchor in anchors
+
+
+# --- logs.md --------------------------------------------------------------------------------------
+
+LOGS = DOCUMENTS["docs/logs.md"]
+
+
+def _logged() -> Iterator[tuple[str, str]]:
+    """Every line that the code logs, with the name of the method that does."""
+    for path in (ROOT / "streamer").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Attribute(ast.Name("log"), "log"), args=[_, text]):
+                    level = "log"
+                case ast.Call(func=ast.Attribute(ast.Name("log"), level), args=[text]):
+                    pass
+                case ast.Call(func=ast.Name("_follow"), args=[text, *_]):
+                    level = "debug"
+                case _:
+                    continue
+            for part in ast.walk(text):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    yield part.value, level
+
+
+def test_every_line_that_the_code_logs_stands_in_the_document() -> None:
+    rows = _rows(_section(LOGS, "## Every line"))
+    told = {row[0]: set(row[1].split(", ")) for row in rows}
+    logged = set(_logged())
+    assert len(logged) > 40
+    assert told.keys() == {text for text, _ in logged}
+    for text, level in logged:
+        assert {"exception": "error", "log": None}.get(level, level) in {*told[text], None}
+
+
+def test_the_bounds_of_the_log_in_the_document_are_those_of_the_code() -> None:
+    bounds = _section(LOGS, "## How many lines")
+    for said in (
+        f"{logs.MOST_LINES} are written at once",
+        f"{logs.PERIOD:g} s the last of them",
+        f"up to {logs.PERIOD * logs.LONGEST_PAUSE / 60:g} minutes",
+        f"{logs.MOST_KINDS} things",
+        f"{logs.MOST_CHARACTERS:,} characters, no traceback than {10 * logs.MOST_CHARACTERS:,}",
+    ):
+        assert said in " ".join(bounds.split())
+
+
+def test_lines_that_the_document_shows_are_of_the_code() -> None:
+    lines = {text for text, _ in _logged()}
+    shown = [
+        line
+        for name, block in fenced("text")
+        if name == "docs/logs.md"
+        for line in block.splitlines()
+        if line != "…"
+    ]
+    assert len(shown) > 15
+    for line in shown:
+        found = re.fullmatch(r"[\d:.TZ-]+ \[(\w+) *\] (.+?) \[(streamer\.\w+|…).*", line)
+        assert found, line
+        assert found[2] in lines
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
