@@ -97,6 +97,7 @@ TRANSFORM = "core/test_transform.py::"
 VALIDATE = "core/test_validate.py::"
 SEGMENT = "test_segment.py::"
 DELIVERY = "test_delivery.py::"
+LOGS = "test_logs.py::"
 SOURCE = "test_source.py::"
 TALLY = "core/test_tally.py::"
 TRACE = "test_trace.py::"
@@ -443,6 +444,20 @@ MUTANTS = (
         "batch.not_before = now + backoff(batch.failures, self._jitter())",
         "batch.not_before = now",
         DELIVERY + "test_a_failed_batch_is_sent_again_later_and_later",
+    ),
+    Mutant(
+        "the last line of a flood is never written",
+        "logs.py",
+        "if self.rest and not calm:",
+        "if self.rest:",
+        LOGS + "test_the_last_state_of_a_destination_is_the_last_line_of_it",
+    ),
+    Mutant(
+        "an event may begin a line of the log",
+        "logs.py",
+        'return "".join(one if one.isprintable() else _escaped(one) for one in text)',
+        "return text",
+        LOGS + "test_nothing_begins_a_line_or_moves_the_cursor_on_a_terminal",
     ),
     Mutant(
         "slots aren't freed",
