@@ -15,8 +15,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
-from heapq import heapify, heappop, heappush
-from itertools import count, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import structlog
@@ -26,6 +25,7 @@ from streamer.core.bisection import Bisection, Witnesses
 from streamer.core.destination import Destination, State, backoff
 from streamer.core.limiter import Concurrency, RateLimit
 from streamer.core.model import Delivered, Misconfigured, Reason, Refused, Retry
+from streamer.core.queues import NEVER, Queues
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 _level = logging.getLogger(__name__)  # structlog's takes longer to say that a level isn't wanted
 
-_NEVER = float("inf")
 _TOO_MUCH = {"rate_limited", "timeout"}  # the reasons to retry that ask for fewer requests
 _LOOK_INTERVAL = 1.0  # seconds between two looks at every lane for what is to be given up
 _REMEMBERED = 1000  # so many destinations that are held outlive their lanes: keys may come from what visitors send
@@ -47,7 +46,6 @@ _DOUBTFUL = 192  # so many requests may run beside the limit, one for each key t
 _PATIENCE = 1.0  # seconds; a request without an answer for longer, and for so many times as long as others take, ...
 _SLOWER = 4.0  # ... is no reason to let others wait
 _BODY_FACTOR = 1.5  # a body and its compressed copy, in bytes of the body
-_SPARE = 100  # so many places may stand in a queue that hold no more, beside one a lane
 _PROBED_BATCHES = 8  # so many batches are closed to be probes; with more, pressure would no longer make batches larger
 _UNPROVEN = " (for segment.max_hold; nothing else was accepted, so the destination may be at fault)"
 
@@ -143,15 +141,13 @@ class _Route:
         bisection: judges what Segment refuses of it.
         refusal: what Segment said when it last refused something.
         alone_since: since when its destination is held while others deliver, in seconds; infinity while that isn't so.
-        place: the queue in which it waits for a slot, and since when; or None, and when to look again; in seconds.
     """
 
     lane: Lane
     destination: Destination
     bisection: Bisection
     refusal: str = ""
-    alone_since: float = _NEVER
-    place: tuple[_Class | None, float] | None = None
+    alone_since: float = NEVER
 
 
 @dataclass(slots=True)
@@ -194,7 +190,7 @@ class Delivery:
         concurrency: int | None,
         max_requests_per_second: float,
         interval_seconds: float,
-        max_hold_seconds: float = _NEVER,
+        max_hold_seconds: float = NEVER,
         may_send: Callable[[], bool] = lambda: True,
         jitter: random.Random | None = None,
     ) -> None:
@@ -218,9 +214,7 @@ class Delivery:
         self._latency = 0.0
         # Who waits: a change of a lane is looked at once, however many lanes there are.
         self._unseen: dict[_Route, None] = {}  # a set in order
-        self._queues: dict[_Class, list[tuple[float, int, _Route]]] = {kind: [] for kind in _Class}
-        self._timers: list[tuple[float, int, _Route]] = []
-        self._numbers = count()
+        self._queues: Queues[_Class, _Route] = Queues(_Class)
         self._spent = False
         self._wake = asyncio.Event()
         self._progress = asyncio.Event()
@@ -270,12 +264,12 @@ class Delivery:
             ExceptionGroup: a bug; what is expected of a request is an Outcome.
         """
         clock = asyncio.get_running_loop().time
-        looked, give_up_at = -_NEVER, _NEVER
+        looked, give_up_at = -NEVER, NEVER
         async with asyncio.TaskGroup() as group:
             while True:
                 self._wake.clear()
                 now = clock()
-                due = _NEVER
+                due = NEVER
                 if self._may_send():
                     if now >= min(give_up_at, looked + _LOOK_INTERVAL):
                         looked, give_up_at = now, self._give_up(now)
@@ -287,7 +281,7 @@ class Delivery:
                     if not self.in_flight:
                         self._progress.set()  # a drain has nothing left to wait for
                 try:
-                    async with asyncio.timeout_at(None if due == _NEVER else due):
+                    async with asyncio.timeout_at(None if due == NEVER else due):
                         await self._wake.wait()
                 except TimeoutError:
                     pass
@@ -329,8 +323,7 @@ class Delivery:
                 _follow("a batch goes back to Kafka", route.destination, batch)
         self._routes.clear()
         self._witnesses.clear()
-        for queue in (self._timers, *self._queues.values()):
-            queue.clear()
+        self._queues.clear()
         self._unseen.clear()
         self._proven.clear()
         held = [(key, one) for key, one in self.destinations.items() if not one.flowing]
@@ -351,14 +344,10 @@ class Delivery:
         spent, self._spent = self._spent, self._memory_spent()
         if spent != self._spent:
             self._unseen.update(dict.fromkeys(self._routes.values()))
-        while self._timers and self._timers[0][0] <= now:
-            at, _, route = heappop(self._timers)
-            if route.place == (None, at):
-                route.place = None
-                self._unseen[route] = None
+        self._unseen.update(dict.fromkeys(self._queues.due(now)))
         while self._unseen:
             self._look(self._unseen.popitem()[0], now)
-        due = _NEVER
+        due = NEVER
         waits = False
         while (chosen := self._turn()) is not None:
             token = self._rate.ready_at(now)
@@ -371,14 +360,13 @@ class Delivery:
                 self._attempt(group, chosen, batch, now)
             self._look(chosen, now)
         else:
-            waits = self._head(_Class.PROVEN if self._proven else _Class.ASKED) is not None
+            waits = self._queues.head(_Class.PROVEN if self._proven else _Class.ASKED) is not None
         self._spent = self._memory_spent()  # what has closed gives some back
         self._concurrency.binds(now, binding=waits)
         if waits:
             due = self._doubt(now)
-        if self._timers:  # whoever was just started may have set the next one
-            due = min(due, self._timers[0][0])
-        return due  # or an attempt that ends wakes us
+        timer = self._queues.head(None)  # whoever was just started may have set it
+        return due if timer is None else min(due, timer.since)  # or an attempt that ends wakes us
 
     def _memory_spent(self) -> bool:
         return any(lane.share.spent for lane in islice(self._routes, 1))  # they share one budget
@@ -396,23 +384,7 @@ class Delivery:
                 kind = _Class.PROVEN
             else:
                 kind = _Class.ASKED if destination.attempts else _Class.DOUBTFUL
-        if route.place == (kind, since):
-            return
-        route.place = kind, since
-        if since < _NEVER:
-            queue = self._timers if kind is None else self._queues[kind]
-            heappush(queue, (since, next(self._numbers), route))
-            if len(queue) > 2 * len(self._routes) + _SPARE:
-                valid = (entry for entry in queue if entry[2].place == (kind, entry[0]))
-                queue[:] = {entry[2]: entry for entry in valid}.values()
-                heapify(queue)
-
-    def _head(self, kind: _Class) -> tuple[float, int, _Route] | None:
-        """Give who waits longest of a class."""
-        queue = self._queues[kind]
-        while queue and queue[0][2].place != (kind, queue[0][0]):
-            heappop(queue)  # it belongs elsewhere by now
-        return queue[0] if queue else None
+        self._queues.put(route, kind, since)
 
     def _turn(self) -> _Route | None:
         """Say whose turn it is: of those that wait for a slot and may have one, who waits longest."""
@@ -424,9 +396,9 @@ class Delivery:
             _Class.ASKED: not self._proven and self.in_flight < limit,
             _Class.HELD: self._probing < max(1, limit // 4),
         }
-        heads = [self._head(kind) for kind, may in may_have_one.items() if may]
+        heads = [self._queues.head(kind) for kind, may in may_have_one.items() if may]
         waiting = [head for head in heads if head is not None]
-        return min(waiting)[2] if waiting else None
+        return min(waiting).who if waiting else None
 
     def _doubt(self, now: float) -> float:
         """Doubt destinations that leave requests unanswered for long: their slots are for who waits.
@@ -442,7 +414,7 @@ class Delivery:
             if self._proven <= {destination}:
                 continue  # there is nobody else
             if self._doubtful >= _DOUBTFUL:
-                return _NEVER
+                return NEVER
             if now < overdue_at:
                 return overdue_at
             attempt.regular = False
@@ -451,7 +423,7 @@ class Delivery:
             destination.doubt(now)
             self._note(attempt.route)
             self._wake.set()
-        return _NEVER
+        return NEVER
 
     def _note(self, route: _Route) -> None:
         """Note whether a destination is proven, after what it did; and that its lane has to be looked at."""
@@ -475,10 +447,10 @@ class Delivery:
         """
         lane, destination = route.lane, route.destination
         if not destination.may_start(now):
-            return None, _NEVER if destination.attempts else destination.until
+            return None, NEVER if destination.attempts else destination.until
         waiting = [batch for batch in lane.ready if not route.bisection.blocked(batch)]
         due = [batch for batch in waiting if batch.not_before <= now]
-        closes = _NEVER
+        closes = NEVER
         if lane.open is not None:
             early = self._closing is not None or lane.share.spent
             closes = now if early else lane.open.oldest + self.interval_seconds
@@ -490,7 +462,7 @@ class Delivery:
             return min(due, key=lambda batch: (batch.not_before, batch.oldest)), now
         if due:
             return min(due, key=lambda batch: batch.oldest), now
-        return None, min(closes, *(batch.not_before for batch in waiting), _NEVER)
+        return None, min(closes, *(batch.not_before for batch in waiting), NEVER)
 
     # --- what is given up -----------------------------------------------------------------------
 
@@ -500,14 +472,14 @@ class Delivery:
         Returns:
             When to look again, in seconds; infinity for when something happens.
         """
-        due = _NEVER
-        delivered = max((one.delivered_at for one in self.served if one.flowing), default=-_NEVER)
+        due = NEVER
+        delivered = max((one.delivered_at for one in self.served if one.flowing), default=-NEVER)
         for route in self._routes.values():
             lane = route.lane
             if (
                 delivered <= route.destination.held_since
             ):  # it flows, or no other delivers: then all wait
-                route.alone_since = _NEVER
+                route.alone_since = NEVER
                 continue
             route.alone_since = since = min(route.alone_since, delivered)
             if lane.open is not None and self._given_up_at(lane.open, since) <= now:

@@ -284,7 +284,7 @@ def test_batches_that_close_before_a_long_interval_is_over_leave_nothing_behind(
             world.delivery.notify()
             await asyncio.sleep(LATENCY * 2)
         assert len(world.accepted) == 600
-        assert len(world.delivery._timers) < 300
+        assert len(world.delivery._queues) < 300
         running.cancel()
 
     run(main())
