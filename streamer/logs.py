@@ -52,7 +52,7 @@ _HANDLER_NAME = "streamer"
 _SHORT_SECRET = (
     8  # below, a secret is masked only where it stands alone: "info" must not eat "information"
 )
-_NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
+_NUMBER = re.compile(r"\b[^\W\d]*\d[\w-]*")  # a word with a digit, ids among them
 _BARE = re.compile(r"[^\s=\"'\\]+")  # a value that is shown without quotes
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -360,7 +360,7 @@ class _Handler(logging.StreamHandler[IO[str]]):
 
 @dataclass(slots=True)
 class _Like:
-    """Lines that differ in numbers only.
+    """Lines that differ only in words with a digit.
 
     Attributes:
         written: how many were, at once.
@@ -415,10 +415,10 @@ class _Kind:
 class RateLimit:
     """Says which lines are written when, so that nothing floods the log and no news is lost.
 
-    Of lines that differ in numbers only, `MOST_LINES` are written at once. Of those that follow, the last is written
-    when a period of `PERIOD` seconds ends, and has how many others there were (`held_back`); then after one more, and
-    if they don't stop coming after 2, 4, 8 and so on, at most `LONGEST_PAUSE`. After a period without any, what is held
-    back is written, and all is as at first. So the last line is always written, and says how things are.
+    Of lines that differ only in words with a digit, `MOST_LINES` are written at once. Of those that follow, the last is
+    written when a period of `PERIOD` seconds ends, and has how many others there were (`held_back`); then after one
+    more, and if they don't stop coming after 2, 4, 8 and so on, at most `LONGEST_PAUSE`. After a period without any,
+    what is held back is written, and all is as at first. So the last line is always written, and says how things are.
 
     A kind is a logger and what its lines are about: a destination, a hook, a reason or a partition, where streamer
     names one, else the message. What is held back of one kind is written together, in order. Of one logger `MOST_KINDS`

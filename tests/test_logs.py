@@ -427,8 +427,8 @@ def test_lines_that_differ_in_more_than_numbers_are_told_apart() -> None:
     """By message, level and logger, and streamer's own by what they are about."""
     limited = Limited()
     for _ in range(logs.MOST_LINES):
-        limited.at(0, record("node 1 is gone at 0x7fa3"))
-    for held in (record("node 27 is gone at 0x1b"), record("a", reason="b 1")):
+        limited.at(0, record("node 1 is gone at a7-fade-c7"))
+    for held in (record("node 27 is gone at 7fa3-b0-1b"), record("a", reason="b 1")):
         limited.at(0, *[held] * (logs.MOST_LINES + 1))
     limited.said()
     others = [
