@@ -520,6 +520,8 @@ def test_suppression_is_the_generations_and_what_was_refused_was_not_delivered()
             batch = lane.ready.popleft()
             if refused:
                 pipeline.refused(lane, batch, 0, "400")
+                (waiting,) = pipeline._letters._waiting
+                assert waiting.letter.batch == batch.name, "the log calls it so"
             lane.settle(batch, 0.0)
             suppressed.append(pipeline.account.suppressed["identify"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import tracemalloc
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -977,3 +978,20 @@ def test_an_open_batch_goes_on_under_its_new_limits() -> None:
     assert not bench.lane.ready
     bench.add()
     assert [len(batch) for batch in bench.lane.ready] == [4]
+
+
+def test_batches_have_names_that_no_other_has_and_that_tell_nothing() -> None:
+    """Of 3,000 batches, a thousand of each of three lanes; with the same nonce they are the same."""
+
+    def names(nonce: bytes) -> list[str]:
+        bench = Bench(Limits(max_calls=1), nonce=nonce)
+        for _ in range(1000):
+            bench.add()
+        return [batch.name for batch in bench.lane.ready]
+
+    nonces = [bytes([number]) * 16 for number in range(3)]
+    all_names = [name for nonce in nonces for name in names(nonce)]
+    assert len(set(all_names)) == 3000
+    assert all(re.fullmatch("[0-9a-f]{10}", name) for name in all_names)
+    assert not any(nonces[2].hex()[:6] in name for name in names(nonces[2]))
+    assert names(nonces[1]) == names(nonces[1])
