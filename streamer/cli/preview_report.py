@@ -22,6 +22,7 @@ from streamer.config import duration_text
 from streamer.core.tally import Changes, Tally
 from streamer.core.transform import PROFILES
 from streamer.simulation import Played
+from streamer.trace import STANDARD_OUTPUT
 from streamer.window import Start, Window
 
 if TYPE_CHECKING:
@@ -194,8 +195,9 @@ class Report:
             self._line(line)
         if record is not None:
             written = self._found.tally.records - self._found.timeless
+            where = "on standard output" if record == STANDARD_OUTPUT else record
             self._line(
-                f"trace of {count(written, 'record')}: {record}; `streamer tune` plays it with other settings"
+                f"trace of {count(written, 'record')}: {where}; `streamer tune` plays it with other settings"
             )
         self._line()
         for line in self._records():
