@@ -986,12 +986,13 @@ def changed(before: Config, after: Config) -> dict[str, tuple[str, str]]:
     }
 
 
-def change_live(before: Config, values: Mapping[str, Any]) -> Config:
+def change_live(before: Config, values: Mapping[str, Any], origin: str = LIVE_ORIGIN) -> Config:
     """Change settings while streamer runs.
 
     Args:
         before: the settings in force.
         values: dotted key to value, written as in the file.
+        origin: where they were given, as a person knows it.
 
     Raises:
         ConfigError: one of them is wrong, or can't change: a line for each.
@@ -1001,7 +1002,7 @@ def change_live(before: Config, values: Mapping[str, Any]) -> Config:
     problems = []
     for key, value in values.items():
         if key in LIVE_SETTINGS:
-            _lay(merged, _nested(key, value), LIVE_ORIGIN, origins)
+            _lay(merged, _nested(key, value), origin, origins)
         elif key in SETTINGS:
             can = ", ".join(LIVE_SETTINGS)
             problems.append(f"{key}: can't change while streamer runs; what can: {can}")
@@ -1017,7 +1018,7 @@ def change_live(before: Config, values: Mapping[str, Any]) -> Config:
         problems += _explain(error, origins, merged, None)
     if problems:
         raise ConfigError("\n".join(problems))
-    wanted._origins.update(dict.fromkeys(values, LIVE_ORIGIN))  # noqa: SLF001 - ours
+    wanted._origins.update(dict.fromkeys(values, origin))  # noqa: SLF001 - ours
     return take_live(before, wanted, values)
 
 

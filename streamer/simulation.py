@@ -41,6 +41,9 @@ READ_SECONDS = 0.01
 LATE_PERCENT = 95
 """How late records are is said by the age that so many of them don't pass."""
 
+FEWEST_POINTS = 3
+"""With fewer there is nothing between the first and the last, and no knee."""
+
 _ANY = float("inf")
 _NOTHING = 0.05  # of what is compared
 _STEPS = 6
@@ -361,7 +364,7 @@ def knee(points: Sequence[Point]) -> Point | None:
     Returns:
         The point; None if there is no such bend: where batches are full before they are old, intervals change nothing.
     """
-    if len(points) < 3:
+    if len(points) < FEWEST_POINTS:
         return None
     first, last = points[0], points[-1]
     later = last.late - first.late

@@ -71,7 +71,7 @@ def preview(
             min=1,
             max=200_000,
             metavar="N",
-            help=f"How many records, over all partitions. [default: {RECORDS:,}; with --record {RECORDED:,}]",
+            help=f"How many records, over all partitions. \\[default: {RECORDS:,}; with --record {RECORDED:,}]",
         ),
     ] = None,
     start: Annotated[

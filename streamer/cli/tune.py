@@ -16,10 +16,10 @@ from rich.progress import Progress
 
 from streamer.cli import AltisOption, ConfigOption
 from streamer.cli.terminal import duration_of, open_console
-from streamer.cli.tune_report import Result, Setting, draw, numbers, report, require_matplotlib
+from streamer.cli.tune_report import Result, Setting, draw, numbers, report, require_drawable
 from streamer.config import change_live, duration_text, load_config, parse_duration
 from streamer.demo.events import GROUPS, START_MS, everyday
-from streamer.errors import StartError
+from streamer.errors import ConfigError, StartError
 from streamer.logs import configure
 from streamer.pipeline import make_transform
 from streamer.simulation import LATE_PERCENT, Aim, Point, knee, play, recommend
@@ -40,15 +40,30 @@ _FEWEST_INTERVALS = 3
 """A trace has to be so many times as long as an interval, or it says little of it."""
 
 
+def _option_of(key: str) -> str:
+    return "--" + key.rpartition(".")[2].replace("_", "-")
+
+
+def _refuse_options_of_made_up_events(context: typer.Context) -> None:
+    given = [
+        option
+        for name, option in (("rate", "--rate"), ("duration", "--for"), ("seed", "--seed"))
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: only of made-up events, and a trace has its own")
+
+
 def _listed(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def tune(
+    context: typer.Context,
     trace: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[TRACE]",
+            metavar="TRACE",
             help="What `streamer preview --record` wrote; without it, made-up events.",
         ),
     ] = None,
@@ -58,7 +73,7 @@ def tune(
         str | None,
         typer.Option(
             metavar="LIST",
-            help=f"Values of flush.interval, with commas. [default: {','.join(INTERVALS)}]",
+            help=f"Values of flush.interval, with commas. \\[default: {', '.join(INTERVALS)}]",
         ),
     ] = None,
     max_calls: Annotated[
@@ -101,7 +116,7 @@ def tune(
         typer.Option(
             "--for",
             metavar="DURATION",
-            help=f"Of made-up events: how long they come. [default: {LONGEST}, or {MOST_EVENTS:,} events]",
+            help=f"Of made-up events: how long they come. \\[default: {LONGEST}, or {MOST_EVENTS:,} events]",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of made-up events.")] = 1,
@@ -135,7 +150,7 @@ def tune(
         **({} if max_requests is None else {"max_requests": max_requests}),
     )
     if plot is not None:
-        require_matplotlib()
+        require_drawable(plot)
     lists = {
         "flush.interval": _listed(interval),
         "flush.max_calls": _listed(max_calls),
@@ -146,19 +161,23 @@ def tune(
     }
     for key, values in lists.items():
         for value in values:
-            change_live(settings, {key: value})  # what is wrong is said before anything is played
+            # What is wrong is said before anything is played.
+            change_live(settings, {key: value}, _option_of(key))
     if trace is None:
         seconds = _length(rate, duration)
         loaded, what = made_up(settings, rate, seconds, seed), _made_up_text(rate, seconds)
     else:
+        _refuse_options_of_made_up_events(context)
         loaded, what = read_trace(trace), str(trace)
     if not loaded.seconds:
         raise StartError(
             f"{what}: all records have one timestamp, so nothing can be said of intervals. Was it a backlog that"
             " was produced at once?"
         )
-    note = ""
-    if not lists["flush.interval"]:
+    if lists["flush.interval"]:
+        long = _too_long(lists["flush.interval"], loaded.seconds)
+        note = f"That is too short to say much of {', '.join(long)}." if long else ""
+    else:
         lists["flush.interval"], note = _intervals(settings, loaded.seconds)
 
     console, progress = open_console(), Console(stderr=True)
@@ -176,6 +195,8 @@ def tune(
         typer.echo(orjson.dumps(numbers(what, loaded, request_seconds, result)).decode())
         return
     report(console, what, loaded, request_time, result, aim, note)
+    if plot is not None:
+        console.print(f"Drawn into {plot}.", markup=False)
 
 
 # --- the load -------------------------------------------------------------------------------------
@@ -221,11 +242,14 @@ def _intervals(settings: Config, seconds: float) -> tuple[list[str], str]:
     """Choose the intervals to try, and say which can't be."""
     now = duration_text(settings.flush.interval)
     known = sorted({*INTERVALS, now}, key=parse_duration)
-    longest = 1.01 * seconds / _FEWEST_INTERVALS  # its last record stands before its end
-    fit = [one for one in known if one == now or parse_duration(one) <= longest]
-    left = [one for one in known if one not in fit]
+    left = [one for one in _too_long(known, seconds) if one != now]
     note = f"That is too short to say anything of {', '.join(left)}." if left else ""
-    return fit, note
+    return [one for one in known if one not in left], note
+
+
+def _too_long(intervals: list[str], seconds: float) -> list[str]:
+    longest = 1.01 * seconds / _FEWEST_INTERVALS  # its last record stands before its end
+    return [one for one in intervals if parse_duration(one) > longest]
 
 
 # --- playing --------------------------------------------------------------------------------------

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import log10
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from streamer.cli.terminal import number_text, percent_text
+from streamer.config import duration_text
 from streamer.errors import StartError
-from streamer.simulation import LATE_PERCENT, Aim, Played, Point
+from streamer.simulation import FEWEST_POINTS, LATE_PERCENT, Aim, Played, Point
 from streamer.trace import Trace
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _PERCENTS = (50, LATE_PERCENT, 99)
-_PLOT_WIDTH, _PLOT_HEIGHT, _PLOT_MARGIN = 56, 14, 24
+_PLOT_WIDTH, _PLOT_HEIGHT, _PLOT_MARGIN = 56, 14, 31
+_ANY_WIDTH = 1000
+_NAME_SHARE = 0.06  # of the axis, that an interval's name takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,44 +118,97 @@ def report(
         markup=False,
     )
     console.print()
-    console.print(_table(result))
-    console.print()
-    console.print(_terminal_plot(result, console), markup=False)
-    console.print()
-    for line in _sentences(result, aim):
+    table, no_room = _table(result, console)
+    console.print(table)
+    if no_room:
+        console.print(f"(no room for: {', '.join(no_room)})", markup=False)
+    if len(result.rows) > 1:
+        console.print()
+        console.print(_terminal_plot(result, console), markup=False)
+    for line in ["", *_sentences(result, aim)]:
         console.print(line, markup=False)
 
 
-def _table(result: Result) -> Table:
+class _Column(NamedTuple):
+    """A column of the table.
+
+    Attributes:
+        head: its two lines.
+        cell: what stands in it.
+        right: whether that is a number.
+    """
+
+    head: str
+    cell: Callable[[Setting], str]
+    right: bool = True
+
+
+_DISPENSABLE = ("kB\nper s", "calls\nper req.", "p50\nlate s", "p99\nlate s", "closed by", "merged")
+"""What a terminal that is too narrow for all columns does without, in this order."""
+
+
+def _table(result: Result, console: Console) -> tuple[Table, list[str]]:
+    """Make the table.
+
+    Returns:
+        It, and which columns there was no room for.
+    """
+    columns = _columns(result)
+    left_out: list[str] = []
+    table = _rows(result, columns)
+    wide = console.options.update(max_width=_ANY_WIDTH)
+    for head in _DISPENSABLE:
+        if Measurement.get(console, wide, table).maximum <= console.width:
+            break
+        columns = [column for column in columns if column.head != head]
+        left_out.append(head.replace("\n", " "))
+        table = _rows(result, columns)
+    return table, left_out
+
+
+def _columns(result: Result) -> list[_Column]:
     rows = result.rows
-    keys = list(rows[0].values)
+
+    def late(percent: int) -> _Column:
+        return _Column(
+            f"p{percent}\nlate s", lambda row: _seconds(row.point.played.lateness(percent))
+        )
+
+    def of(head: str, text: Callable[[Played], str], *, right: bool = True) -> _Column:
+        return _Column(head, lambda row: text(row.point.played), right)
+
+    def given(key: str) -> _Column:
+        return _Column(_short(key), lambda row: row.values[key])
+
     suppressed = any(row.point.played.suppressed for row in rows)
+    return [
+        *(given(key) for key in rows[0].values),
+        *(late(percent) for percent in _PERCENTS),
+        of("req.\nper s", lambda played: number_text(played.requests_per_second)),
+        of("calls\nper req.", lambda played: f"{played.calls_per_request:,.0f}"),
+        of("kB\nper s", lambda played: number_text(played.bytes_per_second / 1000)),
+        of("billed\nper s", lambda played: number_text(played.billed / played.seconds)),
+        of("merged", lambda played: percent_text(played.merged, played.made)),
+        *(
+            [of("left\nout", lambda played: percent_text(played.suppressed, played.made))]
+            if suppressed
+            else []
+        ),
+        of("closed by", _closed_by, right=False),
+    ]
+
+
+def _rows(result: Result, columns: list[_Column]) -> Table:
     table = Table(
         box=None, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True, header_style="bold"
     )
     table.add_column("", no_wrap=True, min_width=1)
-    for key in keys:
-        table.add_column(_short(key), justify="right", no_wrap=True)
-    for percent in _PERCENTS:
-        table.add_column(f"p{percent}\nlate s", justify="right", no_wrap=True)
-    for name in ("req.\nper s", "calls\nper req.", "kB\nper s", "billed\nper s", "merged"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if suppressed:
-        table.add_column("left\nout", justify="right", no_wrap=True)
-    table.add_column("closed by", no_wrap=True)
-    for row in rows:
-        played = row.point.played
+    for column in columns:
+        table.add_column(column.head, justify="right" if column.right else "left", no_wrap=True)
+    for row in result.rows:
         table.add_row(
             "".join(mark for mark, _, those in _marks(result) if any(row is one for one in those)),
-            *row.values.values(),
-            *(_seconds(played.lateness(n)) for n in _PERCENTS),
-            number_text(played.requests_per_second),
-            f"{played.calls_per_request:,.0f}",
-            number_text(played.bytes_per_second / 1000),
-            number_text(played.billed / played.seconds),
-            percent_text(played.merged, played.made),
-            *([percent_text(played.suppressed, played.made)] if suppressed else []),
-            _closed_by(played),
+            *(column.cell(row) for column in columns),
             style="bold green" if row is result.recommended else "",
         )
     return table
@@ -179,7 +236,9 @@ def _closed_by(played: Played) -> str:
 
 
 def _sentences(result: Result, aim: Aim) -> Iterator[str]:
-    yield "  ".join(f"{mark} {what}" for mark, what, rows in _marks(result) if rows)
+    marks = "  ".join(f"{mark} {what}" for mark, what, rows in _marks(result) if rows)
+    if marks:
+        yield marks
     full = [row for row in result.rows if row.full]
     if full:
         first = full[0].values["flush.interval"]
@@ -187,13 +246,13 @@ def _sentences(result: Result, aim: Aim) -> Iterator[str]:
         yield (
             f"From {first} on batches are full before they are old{others}: a longer interval changes nothing."
         )
-    elif not result.knees:
+    elif not result.knees and len(result.rows) >= FEWEST_POINTS:
         yield "There is no knee: in this range, going on costs about as much as it gains."
     best = result.recommended
     if aim != Aim():
         wanted = [
             *(
-                [f"{LATE_PERCENT} % of the events at most {_seconds(aim.max_lateness)} s late"]
+                [f"{LATE_PERCENT} % of the events at most {duration_text(aim.max_lateness)} late"]
                 if aim.max_lateness != Aim().max_lateness
                 else []
             ),
@@ -205,20 +264,37 @@ def _sentences(result: Result, aim: Aim) -> Iterator[str]:
         ]
         yield f"Wanted: {' and '.join(wanted)}."
         if best is None:
-            yield "None of these settings does that. The nearest are the first or the last rows."
+            yield f"None of these settings does that. {_nearest(result.rows, aim)}"
+    elif best is None:
+        yield "For a recommendation name an aim: --max-lateness or --max-requests."
     if best is None:
         return
-    settings = ", ".join(
-        f"{key} = {_toml(value)}"
-        for key, value in best.values.items()
-        if key == "flush.interval" or len({row.values[key] for row in result.rows}) > 1
-    )
     why = (
         "" if aim != Aim() else ", for want of an aim (--max-lateness, --max-requests), is the knee"
     )
     now = result.now
     beside = "" if now is None or now is best else f"; now {_trade(now)}"
-    yield f"Recommended{why}: {settings}: {_trade(best)}{beside}."
+    yield f"Recommended{why}: {_settings_text(best, result.rows)}: {_trade(best)}{beside}."
+
+
+def _nearest(rows: list[Setting], aim: Aim) -> str:
+    """Say how near these settings come to an aim that none meets."""
+    least_late = min(rows, key=lambda row: row.point.late)
+    fewest = min(rows, key=lambda row: row.point.played.requests_per_second)
+    if least_late.point.late > aim.max_lateness:
+        return f"The least late is {_settings_text(least_late, rows)}: {_trade(least_late)}."
+    if fewest.point.played.requests_per_second > aim.max_requests:
+        return f"The fewest requests are with {_settings_text(fewest, rows)}: {_trade(fewest)}."
+    return "Some do the one, and some the other."
+
+
+def _settings_text(row: Setting, rows: list[Setting]) -> str:
+    """Write the settings of a row as they stand in the file, but for what all rows share."""
+    return ", ".join(
+        f"{key} = {_toml(value)}"
+        for key, value in row.values.items()
+        if key == "flush.interval" or len({one.values[key] for one in rows}) > 1
+    )
 
 
 def _trade(row: Setting) -> str:
@@ -277,32 +353,59 @@ def _terminal_plot(result: Result, console: Console) -> Text:
     figure.y_ticks_fkt = lambda low, _: f"{10**low:.2g}"
     colors = ("blue", "magenta", "yellow", "cyan", "red", "white")
     curves = _curves(result)
-    for number, (name, rows) in enumerate(curves.items()):
+    for number, rows in enumerate(curves.values()):
         drawn = [row for row in rows if row.point.played.requests and row.point.late > 0]
         xs = [log10(row.point.late) for row in drawn]
         ys = [log10(row.point.played.requests_per_second) for row in drawn]
         if xs:
-            figure.plot(xs, ys, lc=colors[number % len(colors)], label=name or "tried")
-    for mark, what, marked in _marks(result):
+            figure.plot(xs, ys, lc=colors[number % len(colors)])
+    for mark, _, marked in _marks(result):
         xs = [log10(row.point.late) for row in marked]
         ys = [log10(row.point.played.requests_per_second) for row in marked]
         if xs:
-            figure.scatter(xs, ys, lc="green", marker=mark, label=what)
-    return Text.from_ansi(figure.show(legend=True))
+            figure.scatter(xs, ys, lc="green", marker=mark)
+    picture = Text.from_ansi(figure.show())
+    if len(curves) > 1:  # the table says what the marks are
+        for number, name in enumerate(curves):
+            picture.append(f"\n  ⠤⠤ {name}", style=colors[number % len(colors)])
+    return picture
 
 
-def require_matplotlib() -> None:
-    """Say at once that there is nothing to draw with.
+def require_drawable(file: Path) -> None:
+    """Say at once, before anything is played, that a picture can't be drawn.
+
+    Args:
+        file: where it is to go.
 
     Raises:
-        StartError: it isn't installed.
+        StartError: there is nothing to draw with, no such form, or no such folder.
     """
     try:
-        import matplotlib as mpl  # noqa: F401, PLC0415 - heavy, and only for this
+        from matplotlib.backend_bases import (  # noqa: PLC0415 - heavy, and only for this
+            FigureCanvasBase,
+        )
     except ImportError:
         raise StartError(
             "--plot draws with matplotlib, which isn't installed: pip install 'altis-streamer[plot]'"
         ) from None
+    forms = FigureCanvasBase.get_supported_filetypes()
+    if file.suffix.removeprefix(".").lower() not in forms:
+        raise StartError(
+            f"--plot = {str(file)!r}: must end with what form it is to have, such as .svg or .png;"
+            f" there are: {', '.join(sorted(forms))}"
+        )
+    if not file.parent.is_dir():
+        raise StartError(f"--plot = {str(file)!r}: there is no folder {str(file.parent)!r}")
+
+
+def _apart(intervals: list[float]) -> list[float]:
+    """Keep those whose names don't stand on those of earlier ones, on a logarithmic axis."""
+    room = _NAME_SHARE * log10(max(intervals) / min(intervals))
+    kept: list[float] = []
+    for interval in intervals:
+        if all(abs(log10(interval / other)) > room for other in kept):
+            kept.append(interval)
+    return kept
 
 
 def draw(file: Path, result: Result, what: str) -> None:
@@ -314,9 +417,10 @@ def draw(file: Path, result: Result, what: str) -> None:
         what: what was played, in words.
 
     Raises:
-        StartError: it can't be written, or there is no such form.
+        StartError: it can't be written.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - heavy, and only for this
+    from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415 - the same
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     late, requests = figure.subplots(2, 1, sharex=True)
@@ -334,34 +438,40 @@ def draw(file: Path, result: Result, what: str) -> None:
                 color=line.get_color(),
                 label=f"p{percent}" + (f", {name}" if several else ""),
             )
+    marked: dict[float, list[str]] = {}
     for row, text in ((result.now, "in force"), (result.recommended, "recommended")):
-        for axes in (late, requests):
-            if row is not None:
-                axes.axvline(row.point.interval_seconds, color="gray", linewidth=0.8, zorder=0)
         if row is not None:
-            requests.annotate(
-                text,
-                (row.point.interval_seconds, 1),
-                xycoords=("data", "axes fraction"),
-                xytext=(3, -12),
-                textcoords="offset points",
-                color="gray",
-            )
+            marked.setdefault(row.point.interval_seconds, []).append(text)
+    sides = ("right", "left") if len(marked) > 1 else ("center",)
+    for (interval, texts), side in zip(sorted(marked.items()), sides, strict=True):
+        for axes in (late, requests):
+            axes.axvline(interval, color="gray", linewidth=0.8, zorder=0)
+        late.annotate(
+            ", ".join(texts),
+            (interval, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            color="gray",
+            ha=side,
+        )
     late.set(
-        title=f"What other flush intervals would do\n{what}", ylabel="seconds late", yscale="log"
-    )
+        title=f"What other flush intervals would do\n{what}\n", ylabel="seconds late", yscale="log"
+    )  # the last line is for what the intervals are
     requests.set(xlabel="flush.interval", ylabel="requests a second", xscale="log", yscale="log")
     late.legend()
     if several:
         requests.legend()
     intervals = {row.point.interval_seconds: row.values["flush.interval"] for row in result.rows}
-    requests.set_xticks([*intervals], labels=[*intervals.values()])
+    named = _apart([*marked, *intervals])
+    requests.set_xticks(named, labels=[intervals[interval] for interval in named])
     requests.set_xticks([], minor=True)
     for axes in (late, requests):
         axes.grid(visible=True, alpha=0.3)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     try:
         figure.savefig(file)
-    except (OSError, ValueError) as error:  # a folder that isn't there; a form that it doesn't know
-        raise StartError(f"--plot = {str(file)!r}: {error}") from None
+    except OSError as error:
+        raise StartError(f"--plot = {str(file)!r}: can't be written: {error.strerror}") from None

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import builtins
 import sys
+from array import array
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from documents import assert_printed, run_streamer, transcripts
 from streamer.cli import app
+from streamer.cli.tune_report import Result as Found
+from streamer.cli.tune_report import Setting, report
 from streamer.errors import ConfigError, StartError
+from streamer.simulation import Aim, Played, Point
+from streamer.trace import Arrival, Trace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,7 +107,7 @@ def test_the_table_marks_what_is_in_force_the_knee_and_what_is_recommended() -> 
     starred = [line for line in text.splitlines() if line.startswith("★")]
     assert len(starred) == 1
     assert "• in force  ◆ the knee  ★ recommended" in text
-    assert "Wanted: 95 % of the events at most 3.00 s late." in text
+    assert "Wanted: 95 % of the events at most 3s late." in text
     assert 'Recommended: flush.interval = "' in text
     assert "left out" not in text  # nothing is suppressed
     assert "\x1b" not in text  # it isn't a terminal
@@ -116,7 +123,14 @@ def test_what_is_recommended_meets_the_aim_and_stands_in_the_table() -> None:
 
 
 def test_an_aim_that_nothing_meets_is_said() -> None:
-    assert "None of these settings does that" in printed(*SHORT, "--max-lateness", "100ms")
+    said = " ".join(printed(*SHORT, "--max-lateness", "100ms").split())
+    assert "Wanted: 95 % of the events at most 100ms late." in said
+    assert 'None of these settings does that. The least late is flush.interval = "500ms"' in said
+    said = " ".join(printed(*SHORT, "--max-requests", "0.1").split())
+    assert 'The fewest requests are with flush.interval = "4s"' in said
+    assert "Some do the one, and some the other." in printed(
+        *SHORT, "--max-lateness", "1s", "--max-requests", "0.3"
+    )
     assert as_json(*SHORT, "--max-lateness", "100ms")["recommended"] is None
 
 
@@ -138,6 +152,44 @@ def test_the_file_says_what_is_in_force(tmp_path: Path) -> None:
     text = printed("--config", str(settings), "--rate", "20", "--for", "30s")
     assert any(line.startswith("•") and " 3s " in line for line in text.splitlines())
     assert "That is too short to say anything of 30s, 1m." in " ".join(text.split())
+
+
+def test_an_interval_that_was_asked_for_and_is_too_long_for_the_trace_is_said() -> None:
+    text = printed("--rate", "20", "--for", "30s", "--interval", "1s,10s,20s,1m")
+    assert "That is too short to say much of 20s, 1m." in " ".join(text.split())
+    assert "too short" not in printed(*SHORT)
+
+
+def test_of_a_single_row_nothing_is_said_that_needs_several() -> None:
+    text = printed("--rate", "20", "--for", "30s", "--interval", "2s")
+    assert "knee" not in text
+    assert (
+        text.splitlines()[-1]
+        == "For a recommendation name an aim: --max-lateness or --max-requests."
+    )
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(width: int) -> None:
+    rows = [
+        Setting(
+            {"flush.interval": f"{seconds}s", "flush.max_calls": "2500"},
+            Point(seconds, Played(60.0, 1200, array("d", [seconds, seconds]), 60 / seconds, 3000)),
+        )
+        for seconds in (1, 12, 24)
+    ]
+    written = StringIO()
+    console = Console(file=written, width=width)
+    trace = Trace("default", [Arrival(at, ("t", 0), 1, "k", None, "empty") for at in (0, 60_000)])
+    report(console, "it", trace, "1s", Found(rows, rows[0], [rows[1]], rows[1]), Aim(), "")
+    printed_lines = written.getvalue().splitlines()
+    assert "…" not in "".join(printed_lines)
+    assert max(len(line.rstrip()) for line in printed_lines) <= width
+    assert [line.split()[:3] for line in printed_lines if line.startswith(("•", "◆"))][:2] == [
+        ["•", "1s", "2500"],
+        ["◆★", "12s", "2500"],
+    ]
+    assert ("no room for: kB per s, calls per req." in "".join(printed_lines)) == (width < 120)
 
 
 def test_full_batches_are_said_to_make_the_interval_meaningless() -> None:
@@ -175,23 +227,41 @@ def test_a_trace_without_time_says_nothing_of_intervals(tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_said_before_anything_is_played(tmp_path: Path) -> None:
     assert "missing.ndjson can't be read" in problem(str(tmp_path / "missing.ndjson"))
-    assert "flush.interval" in problem("--interval", "1s,banana")
-    assert "flush.max_calls" in problem("--max-calls", "0")
+    assert problem("--interval", "1s,banana").startswith(
+        '--interval: flush.interval = "banana": must'
+    )
+    assert problem("--max-calls", "0").startswith('--max-calls: flush.max_calls = "0": must')
     assert "--request-time" in problem("--request-time", "soon")
     assert "--max-lateness" in problem("--max-lateness", "2")
     assert "--for" in problem("--for", "ever")
 
 
+def test_what_only_made_up_events_have_isnt_taken_with_a_trace(tmp_path: Path) -> None:
+    trace = trace_of(tmp_path / "trace.ndjson", page(0), page(1000))
+    assert problem(trace, "--rate", "100", "--for", "1m").startswith(
+        "--rate, --for: only of made-up"
+    )
+
+
+def test_its_help_names_the_defaults() -> None:
+    text = " ".join(run("--help").stdout.replace("│", " ").split())
+    assert "[default: 250ms, 500ms," in text
+    assert "[default: 5m, or 20,000 events]" in text
+
+
 @pytest.mark.parametrize("form", ["svg", "png"])
 def test_the_trade_off_is_drawn(tmp_path: Path, form: str) -> None:
     picture = tmp_path / f"out.{form}"
-    printed(*SHORT, "--plot", str(picture))
+    assert str(picture) in "".join(printed(*SHORT, "--plot", str(picture)).splitlines())
     assert (b"<svg" if form == "svg" else b"PNG") in picture.read_bytes()[:1000]
 
 
 def test_what_cant_be_drawn_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "--plot" in problem(*SHORT, "--plot", str(tmp_path / "out.docx"))
-    assert "--plot" in problem(*SHORT, "--plot", str(tmp_path / "nowhere" / "out.svg"))
+    assert "must end with what form" in problem(*SHORT, "--plot", str(tmp_path / "out.docx"))
+    assert "must end with what form" in problem(*SHORT, "--plot", str(tmp_path / "out"))
+    assert "there is no folder" in problem(*SHORT, "--plot", str(tmp_path / "nowhere" / "out.svg"))
+    (tmp_path / "folder.svg").mkdir()
+    assert "can't be written" in problem(*SHORT, "--plot", str(tmp_path / "folder.svg"))
     real = builtins.__import__
 
     def without(name: str, *arguments: Any, **named: Any) -> Any:
