@@ -176,8 +176,9 @@ function drawChart(chart) {
     });
   });
   const last = samples[samples.length - 1];
-  const goal = chart.goal === "interval" ? get(last, "streamer_config_flush_interval_seconds") : null;
-  if (goal !== null) top = Math.max(top, goal);
+  const goals = chart.goal === "interval"
+    ? samples.map((sample) => [x(sample.at), get(sample, "streamer_config_flush_interval_seconds")]) : [];
+  for (const [, goal] of goals) top = Math.max(top, goal);
   const most = chart.most ?? rounded(top);
   const y = (value) => 6 + (HEIGHT - BOTTOM - 6) * (1 - value / most);
   const parts = [0, 0.5, 1].flatMap((share) => [
@@ -205,7 +206,10 @@ function drawChart(chart) {
       parts.push(svg("path", { class: `k${n}`, d: path }));
     }
   });
-  if (goal !== null) parts.push(svg("line", { class: "goal", x1: LEFT, x2: WIDTH - 4, y1: y(goal), y2: y(goal) }));
+  if (goals.length) { // in steps: it holds until it is changed
+    const steps = goals.map(([at, goal], n) => `${n ? `H${at.toFixed(1)}V` : `M${at.toFixed(1)},`}${y(goal).toFixed(1)}`);
+    parts.push(svg("path", { class: "goal", d: steps.join("") }));
+  }
   chart.svg.replaceChildren(...parts);
   const said = names.map((name) => [name, valueAt(chart, name, samples.length - 1)]);
   chart.svg.setAttribute("aria-label",
@@ -213,7 +217,8 @@ function drawChart(chart) {
   chart.legend.replaceChildren(
     ...said.map(([name, value], n) => element("li", { className: `k${n}` }, `${name} `,
       element("b", { textContent: value === null ? "–" : chart.unit(value) }))),
-    ...(goal === null ? [] : [element("li", {}, "flush.interval ", element("b", { textContent: seconds(goal) }))]));
+    ...goals.slice(-1).map(([, goal]) =>
+      element("li", {}, "flush.interval ", element("b", { textContent: seconds(goal) }))));
 }
 
 // --- tiles and tables --------------------------------------------------------------------------
@@ -223,6 +228,7 @@ function fill(id, head, rows, numeric = []) {
     textContent: text, className: numeric.includes(n) ? "n" : String(text).length > 60 ? "long" : "" });
   const parts = [element("tbody", {}, ...rows.map((row) =>
     element("tr", {}, ...row.map((text, n) => cell("td", text, n)))))];
+  if (!rows.length) parts[0].append(element("tr", {}, element("td", { colSpan: head.length, textContent: "none so far" })));
   if (head) parts.unshift(element("thead", {}, element("tr", {}, ...head.map((text, n) => {
     const made = cell("th", text, n);
     made.scope = "col";
@@ -257,9 +263,11 @@ function drawTables(sample) {
     ["released", number(get(sample, "streamer_events_released_total"))],
     ["in flight", number(get(sample, "streamer_inflight_events"))],
   ], [1]);
-  const outcomes = ["delivered", "merged", "suppressed", "refused", "released"];
+  const count = (type, outcome) => get(sample, `streamer_calls_total{${type},${outcome}}`);
+  const outcomes = ["delivered", "merged", "suppressed", "refused", "released"] // the last three are rare
+    .filter((outcome, n) => n < 2 || CALL_TYPES.some((type) => count(type, outcome)));
   fill("calls", ["type", ...outcomes], CALL_TYPES.map((type) =>
-    [type, ...outcomes.map((outcome) => number(get(sample, `streamer_calls_total{${type},${outcome}}`)))]),
+    [type, ...outcomes.map((outcome) => number(count(type, outcome)))]),
     [1, 2, 3, 4, 5]);
   const closed = named(sample, "streamer_batches_closed_total").map((name) => [labels(name)[0], sample.values[name]]);
   const all = closed.reduce((sum, [, count]) => sum + count, 0);
@@ -320,7 +328,7 @@ async function change(key) {
     const response = await ask("config", {
       method: "PATCH", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ [key]: input.value }) });
     const page = await response.json();
-    if (!response.ok) throw new Error(page.errors.join("\n"));
+    if (!response.ok) throw new Error(page.errors.join("\n").replace(/^\/config: /gm, "")); // that is here
     edited.delete(key);
     input.button.disabled = true;
     const changes = Object.keys(page.after).map((name) => `${name}: ${page.before[name]} → ${page.after[name]}`);
