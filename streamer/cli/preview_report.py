@@ -34,8 +34,8 @@ LISTED_REJECTS = 100
 """So many rejected records are in the JSON."""
 _SHOWN_TRAITS = 10
 _NAMED = 5
-_SHORT_SECONDS = 5.0
-"""Over less than that a rate says little."""
+_SHORT_SECONDS, _SHORT_INTERVALS = 5.0, 3
+"""Over less than that, or than so many intervals, a rate says little."""
 # What a terminal may take for more than a character, in text that is printed: controls, and what turns the direction.
 _CONTROLS = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
@@ -313,7 +313,7 @@ class Report:
             yield (
                 "  all records have one timestamp, as a backlog has that was produced at once: no rates can be said"
             )
-        elif seconds < _SHORT_SECONDS:
+        elif seconds < max(_SHORT_SECONDS, _SHORT_INTERVALS * settings.flush.interval):
             yield f"  that is of {seconds:.3g} s only: --records takes more"
 
     def _per_second(self, number: float) -> float | None:
@@ -391,7 +391,10 @@ class Report:
         )
 
     def _line(self, text: str = "") -> None:
-        self._console.print(self._clean(text), markup=False, soft_wrap=True)
+        words = (
+            self._console.is_terminal
+        )  # a terminal would break within them; a pipe gets a line a sentence
+        self._console.print(self._clean(text), markup=False, soft_wrap=not words)
 
     def _write(self, text: str) -> None:
         typer.echo(self._clean(text), file=self._console.file)

@@ -386,6 +386,7 @@ def test_a_person_reads_the_same(kafka: Kafka, file: Callable[..., Path]) -> Non
     assert "with flush.interval 2s and aggregate.suppress_for 0s" in text
     assert "lateness      p50" in text
     assert "closed by time" in text
+    assert " s only: --records takes more" not in text
     assert f"{found['changes']['identify']['following']} identify calls follow another" in text
     assert "pageViews" in text
     assert "in aggregate.ignore_traits it would be" in text
@@ -593,6 +594,26 @@ def test_partitions_without_a_common_time_make_no_trace(
     assert preview(config, *arguments, "--partition", "1").exit_code == 0
 
 
+def test_a_window_that_is_short_beside_the_interval_is_said(
+    kafka: Kafka, file: Callable[..., Path]
+) -> None:
+    config = file(filled(kafka, *scrolls(21)), '[flush]\ninterval = "10s"')
+    assert "that is of 20 s only: --records takes more" in preview(config).stdout
+
+
+def test_a_terminal_breaks_lines_between_words(
+    kafka: Kafka, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = file(filled(kafka, *scrolls(5), *scrolls(5, 1)))
+    longest = max(map(len, preview(config, "--show", "0").stdout.splitlines()))
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = preview(config, "--show", "0").stdout.splitlines()
+    assert longest > 100
+    assert max(map(len, lines)) <= 60
+
+
 def test_a_trace_on_standard_output_is_all_that_is_there(
     kafka: Kafka, file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -606,7 +627,7 @@ def test_a_trace_on_standard_output_is_all_that_is_there(
     trace = tmp_path / "trace"
     trace.write_bytes(done.stdout)
     assert len(read_trace(trace).arrivals) == 5
-    assert b"trace of 5 records: -" in done.stderr
+    assert b"trace of 5 records: on standard output; " in done.stderr
     assert b"\x1b" not in done.stderr
 
 
