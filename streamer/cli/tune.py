@@ -163,12 +163,15 @@ def tune(
         for value in values:
             # What is wrong is said before anything is played.
             change_live(settings, {key: value}, _option_of(key))
+    console, progress = open_console(), Console(stderr=True)
     if trace is None:
         seconds = _length(rate, duration)
-        loaded, what = made_up(settings, rate, seconds, seed), _made_up_text(rate, seconds)
+        with progress.status("making events up"):
+            loaded, what = made_up(settings, rate, seconds, seed), _made_up_text(rate, seconds)
     else:
         _refuse_options_of_made_up_events(context)
-        loaded, what = read_trace(trace), str(trace)
+        with progress.status("reading the trace"):
+            loaded, what = read_trace(trace), str(trace)
     if not loaded.seconds:
         raise StartError(
             f"{what}: all records have one timestamp, so nothing can be said of intervals. Was it a backlog that"
@@ -180,15 +183,14 @@ def tune(
     else:
         lists["flush.interval"], note = _intervals(settings, loaded.seconds)
 
-    console, progress = open_console(), Console(stderr=True)
-
     def at(values: dict[str, str], seconds: float | None = None) -> Point:
         changed = {"flush.interval": _interval_text(seconds)} if seconds is not None else {}
         played = change_live(settings, {**values, **changed})
         return Point(played.flush.interval, play(played, loaded, request_seconds))
 
     rows = list(_sweep(lists, at, progress))
-    result = _conclude(rows, aim, at, settings)
+    with progress.status("looking between them"):
+        result = _conclude(rows, aim, at, settings)
     if plot is not None:
         draw(plot, result, what)
     if as_json:
