@@ -69,6 +69,19 @@ def test_every_command_has_help(name: str) -> None:
     assert f"Usage: streamer {name}" in answer.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [
+        ("tune", "[default: 250ms, 500ms, 1s, 2s, 5s, 10s, 30s, 1m]"),
+        ("tune", "[default: 5m, or 20,000 events]"),
+        ("preview", "[default: 1,000; with --record 10,000]"),
+    ],
+)
+def test_a_default_that_help_says_in_words_is_there(command: str, default: str) -> None:
+    """What stands in brackets is no style of rich's."""
+    assert default in streamer(command, "--help").stdout
+
+
 def test_a_misspelt_command_names_the_nearest() -> None:
     """A command that doesn't exist is exit status 2 and the name that was probably meant."""
     answer = streamer("chek")

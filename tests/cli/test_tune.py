@@ -243,12 +243,6 @@ def test_what_only_made_up_events_have_isnt_taken_with_a_trace(tmp_path: Path) -
     )
 
 
-def test_its_help_names_the_defaults() -> None:
-    text = " ".join(run("--help").stdout.replace("│", " ").split())
-    assert "[default: 250ms, 500ms," in text
-    assert "[default: 5m, or 20,000 events]" in text
-
-
 @pytest.mark.parametrize("form", ["svg", "png"])
 def test_the_trade_off_is_drawn(tmp_path: Path, form: str) -> None:
     picture = tmp_path / f"out.{form}"
