@@ -120,7 +120,7 @@ class Report:
     """
 
     def __init__(
-        self, settings: Config, found: Found, mask: Callable[..., Any], *, to_stderr: bool
+        self, settings: Config, found: Found, mask: Callable[[str], str], *, to_stderr: bool
     ) -> None:
         self._settings = settings
         self._found = found
@@ -401,8 +401,7 @@ class Report:
 
     def _clean(self, text: str) -> str:
         """Take secrets out, and write what a terminal would obey as JSON would."""
-        masked: str = self._mask(None, "", text)
-        return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", masked)
+        return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", self._mask(text))
 
 
 def _changes_json(changes: Changes) -> dict[str, Any]:
