@@ -12,7 +12,7 @@ import random
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 READ_SECONDS = 0.01
 """Records that come within so long are read together; Kafka answers a fetch that waits as soon as there is one."""
+READ_RECORDS = 500
+"""So many are read together at most; see `streamer.source`."""
+READ_BYTES = 512 * 1024
+"""From where on a partition gives no more at once."""
 
 LATE_PERCENT = 95
 """How late records are is said by the age that so many of them don't pass."""
@@ -44,8 +48,10 @@ LATE_PERCENT = 95
 FEWEST_POINTS = 3
 """With fewer there is nothing between the first and the last, and no knee."""
 
+_TURN = 1e-6  # seconds in which delivery sees to what was read
 _ANY = float("inf")
 _NOTHING = 0.05  # of what is compared
+_HARDLY = 0.002
 _STEPS = 6
 _OK = Response(200, {}, '{"success":true}')
 
@@ -55,10 +61,13 @@ class Played:
     """What came of a trace under some settings.
 
     Rates and batches are those of the time from the first record to the last; a batch that is open at its end counts by
-    how far it has come. Lateness is that of every record.
+    how far it has come. If the records come faster than they can be sent, the time goes on until those batches are sent
+    that were closed by then. Lateness is that of every record.
 
     Attributes:
         seconds: that time.
+        behind_seconds: how much of it is behind the last record.
+        keeps_up: whether that is little; else lateness grows for as long as records come like that.
         records: how many came.
         ages: how old each record was when Segment had accepted its page or track call, in seconds, ascending.
         requests: how many batches closed.
@@ -73,6 +82,8 @@ class Played:
     """
 
     seconds: float
+    behind_seconds: float = 0.0
+    keeps_up: bool = True
     records: int = 0
     ages: array[float] = field(default_factory=lambda: array("d"))
     requests: float = 0.0
@@ -168,9 +179,11 @@ class _Play:
         self._lanes: dict[str, Lane] = {}
         self._room = asyncio.Event()
         self._over = False
+        self._left: set[Batch] = set()
         self._settled = asyncio.Event()
         # A trace whose records all have one timestamp is a backlog, which takes no time to come.
-        self._played = Played(max(trace.seconds, READ_SECONDS), len(trace.arrivals))
+        self._seconds = max(trace.seconds, READ_SECONDS)
+        self._played = Played(self._seconds, records=len(trace.arrivals))
         self._delivery = Delivery(
             self,
             handler=self,
@@ -204,19 +217,34 @@ class _Play:
 
     async def _read(self) -> None:
         clock = asyncio.get_running_loop().time
-        ticks = groupby(self._arrivals, self._tick)
-        for tick, together in ticks:
-            await asyncio.sleep(virtual_time.START + tick * READ_SECONDS - clock())
+        arrivals, begin = self._arrivals, 0
+        while begin < len(arrivals):
+            await asyncio.sleep(max(self._there_at(arrivals[begin]) - clock(), _TURN))
             waited = clock()
             while self._budget.spent:
                 self._room.clear()
                 await self._room.wait()
             self._played.spent_seconds += clock() - waited
-            self._add(list(together), clock())
+            together = self._readable(begin, clock())
+            self._add(together, clock())
+            begin += len(together)
 
-    def _tick(self, arrival: Arrival) -> int:
-        """Number the read that brings a record: the first that begins when it is there."""
-        return int(-(-(arrival.at_ms - self._start_ms) // (READ_SECONDS * 1000)))
+    def _there_at(self, arrival: Arrival) -> float:
+        """Say when a record is read at the earliest: by the first of the reads, at regular times, that finds it."""
+        number = -(-(arrival.at_ms - self._start_ms) // round(READ_SECONDS * 1000))
+        return virtual_time.START + number * READ_SECONDS
+
+    def _readable(self, begin: int, now: float) -> list[Arrival]:
+        """Give what is read at once: what is there, as much as one read brings."""
+        taken: list[Arrival] = []
+        sizes: Counter[Partition] = Counter()
+        until = max(now, self._there_at(self._arrivals[begin]))
+        for arrival in islice(self._arrivals, begin, begin + READ_RECORDS):
+            if self._there_at(arrival) > until or sizes[arrival.partition] >= READ_BYTES:
+                break
+            sizes[arrival.partition] += arrival.size
+            taken.append(arrival)
+        return taken
 
     def _add(self, arrivals: Sequence[Arrival], now: float) -> None:
         by_partition: dict[Partition, list[Arrival]] = {}
@@ -274,6 +302,7 @@ class _Play:
         for lane in self._lanes.values():
             for waiting in lane.ready:
                 self.closed(waiting)
+                self._left.add(waiting)
             batch = lane.open
             if batch is not None:
                 waited = (now - batch.oldest) / flush.interval
@@ -281,6 +310,15 @@ class _Play:
                 self._played.requests += min(max(waited, filled), 1.0)
                 self._count(batch)
         self._over = True
+        self._goes_on(now)
+
+    def _goes_on(self, now: float) -> None:
+        """Note that some of what came is sent only now."""
+        played = self._played
+        played.seconds = max(now - virtual_time.START, played.seconds)
+        played.behind_seconds = played.seconds - self._seconds
+        little = max(_NOTHING * self._seconds, 2 * self._request_seconds)
+        played.keeps_up = played.behind_seconds <= little
 
     def _count(self, batch: Batch) -> None:
         self._played.calls += len(batch)
@@ -302,6 +340,8 @@ class _Play:
             played.sizes.append(len(batch))
             played.bodies.append(batch.size)
             self._count(batch)
+        elif batch in self._left:
+            self._goes_on(asyncio.get_running_loop().time())
 
     def attempted(self, outcome: Outcome, seconds: float) -> None:
         """Nothing to count: each attempt delivers."""
@@ -394,9 +434,10 @@ class Aim:
     max_requests: float = _ANY
 
     def met(self, point: Point) -> bool:
-        """Whether a point is as wanted."""
+        """Whether a point is as wanted; never if records come faster than they are sent."""
         return (
-            point.late <= self.max_lateness
+            point.played.keeps_up
+            and point.late <= self.max_lateness
             and point.played.requests_per_second <= self.max_requests
         )
 
@@ -404,7 +445,8 @@ class Aim:
 def recommend(points: Sequence[Point], aim: Aim, at: Callable[[float], Point]) -> Point | None:
     """Find the interval that meets an aim best: the longest that is late enough, or the shortest with few requests.
 
-    Where lateness is limited, the longest interval costs least; where only requests are, the shortest is least late.
+    Where lateness is limited, the longest interval costs least, or one that costs as little; where only requests are,
+    the shortest is least late.
 
     Args:
         points: by rising interval.
@@ -412,27 +454,37 @@ def recommend(points: Sequence[Point], aim: Aim, at: Callable[[float], Point]) -
         at: plays another interval, in seconds.
 
     Returns:
-        The point, at an interval of two digits between those given; None if none of these meets the aim.
+        The point, one of those given or at an interval of two digits between them; None if none meets the aim.
     """
     longest = aim.max_lateness != _ANY
     ordered = list(reversed(points)) if longest else list(points)
     place = next((n for n, point in enumerate(ordered) if aim.met(point)), None)
     if place is None:
-        return None
+        if aim.max_requests == _ANY or not longest:
+            return None
+        # Between two of them: the longest that is late enough has the fewest requests.
+        best = recommend(points, Aim(aim.max_lateness), at)
+        return best if best is not None and aim.met(best) else None
     best = ordered[place]
-    if not place:
-        return best
-    missed = ordered[place - 1].interval_seconds
+    missed = ordered[place - 1].interval_seconds if place else best.interval_seconds
     for _ in range(_STEPS):
         tried = _two_digits((best.interval_seconds * missed) ** 0.5)
-        if tried in {best.interval_seconds, missed}:
+        if not min(best.interval_seconds, missed) < tried < max(best.interval_seconds, missed):
             break
         point = at(tried)
         if aim.met(point):
             best = point
         else:
             missed = tried
+    if longest:
+        return next((one for one in points if aim.met(one) and _as_cheap(one, best)), best)
     return best
+
+
+def _as_cheap(one: Point, best: Point) -> bool:
+    """Whether a point has no more requests: where batches are full, longer intervals only wait in quieter hours."""
+    requests = one.played.requests_per_second
+    return requests <= (1 + _HARDLY) * best.played.requests_per_second
 
 
 def _two_digits(seconds: float) -> float:

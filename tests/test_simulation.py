@@ -7,10 +7,23 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from streamer import source, virtual_time
 from streamer.config import change_live, load_config
-from streamer.simulation import Aim, Played, Point, knee, play, recommend
-from streamer.trace import Trace, parse_trace
+from streamer.simulation import (
+    READ_BYTES,
+    READ_RECORDS,
+    Aim,
+    Played,
+    Point,
+    _Play,
+    knee,
+    play,
+    recommend,
+)
+from streamer.trace import MAX_AT_MS, Trace, parse_trace
 
 CONFIG = load_config(None, environ={"STREAMER_FLUSH__MEMORY_BUDGET": "6.1MB"})
 HEAD = b'{"trace":1,"streamer":"0","profile":"default"}'
@@ -156,6 +169,43 @@ def test_each_write_key_has_batches_of_its_own() -> None:
     assert found.requests_per_second == pytest.approx(3.0, rel=0.05)
 
 
+def test_a_burst_is_read_in_pieces_while_there_is_memory() -> None:
+    burst = traced(*(record(1, f"user{number}") for number in range(20_000)), record(9000))
+    found = played(burst, 0.5)
+    assert found.peak_bytes < 2 * CONFIG.flush.memory_budget
+    assert found.spent_seconds > 1
+    assert len(found.ages) == 20_001
+    assert found.lateness(50) > 1
+
+
+def test_what_is_read_at_once_is_what_the_source_reads() -> None:
+    assert (READ_RECORDS, READ_BYTES) == (source._MAX_RECORDS, source.FETCH_BYTES)
+    large = [{**record(1), "bytes": 100_000} for _ in range(60)]
+    burst = traced(*large, *({**one, "partition": 1} for one in large[:5]), record(2000))
+    play_of = _Play(CONFIG, burst, 0.1)
+    assert [one.partition for one in play_of._readable(0, virtual_time.START)] == [("t", 0)] * 6
+
+
+def test_of_batches_that_wait_for_their_turn_only_those_that_go_out_are_a_rate() -> None:
+    found = played(each(5, 20_000), interval="1s", max_calls=20, max_requests_per_second=5)
+    # Twenty batches a second fill, and five may go out.
+    assert found.requests_per_second == pytest.approx(5, rel=0.02)
+    assert found.behind_seconds == pytest.approx(60, rel=0.05)
+    assert not found.keeps_up
+    assert found.lateness(100) == pytest.approx(60, rel=0.05)
+    enough = played(each(5, 20_000), interval="1s", max_calls=20, max_requests_per_second=50)
+    assert enough.keeps_up
+    assert enough.requests_per_second == pytest.approx(20, rel=0.02)
+
+
+@pytest.mark.parametrize("at_ms", [3_600_000, 1_796_000_000_000, MAX_AT_MS])
+def test_a_lull_takes_no_time(at_ms: int) -> None:
+    """Of an hour, of the years since 1970, and of all that a timestamp may say."""
+    found = played(traced(record(0, "ann"), record(at_ms, "bob"), record(at_ms, "eve")))
+    assert found.seconds == pytest.approx(at_ms / 1000)
+    assert list(found.ages) == pytest.approx([1.1] * 3, abs=0.02)
+
+
 # --- which to take --------------------------------------------------------------------------------
 
 
@@ -213,6 +263,61 @@ def test_both_aims_have_to_be_met() -> None:
     assert found is not None
     assert Aim(max_lateness=6.0, max_requests=0.5).met(found)
     assert found.interval_seconds > 5
+
+
+def test_both_aims_may_be_met_between_two_intervals() -> None:
+    aim = Aim(max_lateness=4.0, max_requests=0.3)
+    points = [of(one) for one in INTERVALS]
+    assert not any(map(aim.met, points))
+    found = recommend(points, aim, of)
+    assert found is not None
+    assert aim.met(found)
+
+
+def test_where_batches_are_full_the_shortest_of_what_costs_the_same_is_recommended() -> None:
+    points = [*(of(one) for one in (0.5, 1.0)), *(point(one, 2.0, 0.5) for one in (2.0, 5.0, 60.0))]
+    assert recommend(points, Aim(max_lateness=3.0), of) == points[2]
+
+
+def test_what_cant_keep_up_is_never_recommended() -> None:
+    stuck = point(1.0, 0.5, 0.1)
+    stuck.played.keeps_up = False
+    found = recommend([stuck, of(2.0)], Aim(max_requests=1.0), of)
+    assert found is not None
+    assert found is not stuck
+    assert recommend([stuck], Aim(max_lateness=60.0), of) is None
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.1, 60), st.floats(0.1, 60), st.floats(0.01, 10)),
+        min_size=1,
+        max_size=6,
+    ),
+    st.one_of(st.just(float("inf")), st.floats(0.1, 60)),
+    st.one_of(st.just(float("inf")), st.floats(0.01, 10)),
+)
+def test_what_is_recommended_meets_the_aim_at_no_worse_an_interval_than_any_that_was_tried(
+    rows: list[tuple[float, float, float]], late: float, requests: float
+) -> None:
+    """Whatever the curve: one that isn't monotone, too."""
+    points = [point(*row) for row in sorted(rows)]
+    aim, lowest, highest = Aim(late, requests), points[0][0], points[-1][0]
+    found = recommend(points, aim, lambda seconds: point(seconds, late, requests))
+    good = [one for one in points if aim.met(one)]
+    if found is None:
+        assert not good
+        return
+    assert aim.met(found)
+    assert lowest <= found.interval_seconds <= highest
+    if late < float("inf"):
+        longest = max(good, key=lambda one: one.interval_seconds, default=found)
+        assert (
+            found.interval_seconds >= longest.interval_seconds
+            or found.played.requests_per_second <= 1.002 * longest.played.requests_per_second
+        )
+    else:
+        assert all(found.interval_seconds <= one.interval_seconds for one in good)
 
 
 def test_where_everything_is_fine_the_end_of_the_range_is_recommended() -> None:

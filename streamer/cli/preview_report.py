@@ -91,7 +91,7 @@ class Found:
         window: what was read, but for the records.
         tally: what the records come to.
         times: timestamps of the first and the last record, in milliseconds; None if none has one.
-        timeless: how many records have no timestamp, and weren't played.
+        timeless: how many records have no timestamp, or one that is no time, and weren't played.
         played: what the settings in force would do; None if nothing could be played.
         seconds: from the first record that was played to the last: rates are over that.
         rejected: the first records that are rejected.
@@ -161,14 +161,16 @@ class Report:
             "played": played
             and {
                 "records_per_second": self._per_second(played.records),
-                "requests_per_second": self._per_second(played.requests),
+                "requests_per_second": self._per_second(played.requests, played.seconds),
                 "calls_made": played.made,
                 "calls_merged": played.merged,
                 "calls_suppressed": played.suppressed,
                 "calls_billed": played.made - merged,
-                "calls_billed_per_second": self._per_second(played.made - merged),
+                "calls_billed_per_second": self._per_second(played.made - merged, played.seconds),
                 "calls_billed_a_record": _ratio(played.made - merged, played.records),
                 "saved": round(played.saved, 4),
+                "behind_seconds": round(played.behind_seconds, 3),
+                "keeps_up": played.keeps_up,
                 "lateness_seconds": {
                     f"p{percent}": round(played.lateness(percent), 4) for percent in (50, 95, 99)
                 },
@@ -257,7 +259,7 @@ class Report:
             )
         if found.timeless:
             yield (
-                f"{count(found.timeless, 'record')} without a Kafka timestamp: not played, and in no trace"
+                f"{count(found.timeless, 'record')} without a Kafka timestamp that is one: not played, and in no trace"
             )
 
     def _records(self) -> Iterator[str]:
@@ -293,7 +295,7 @@ class Report:
         )
         yield (
             f"  billed calls  {billed:,}, {number_text(_ratio(billed, played.records))} a record"
-            f"{self._rate(billed)}: {percent_text(played.merged, played.made)} merge{suppressed}"
+            f"{self._rate(billed, played.seconds)}: {percent_text(played.merged, played.made)} merge{suppressed}"
         )
         if suppress_for and suppress_for > played.seconds:
             yield "                the window is shorter than suppress_for: over a longer time more is left out"
@@ -309,6 +311,11 @@ class Report:
         late = ", ".join(f"p{one} {number_text(played.lateness(one))} s" for one in (50, 95, 99))
         yield f"  lateness      {late}"
         seconds = self._found.seconds
+        if not played.keeps_up:
+            yield (
+                f"  these records come faster than they are sent: {number_text(played.behind_seconds)} s behind at"
+                " their end"
+            )
         if not seconds:
             yield (
                 "  all records have one timestamp, as a backlog has that was produced at once: no rates can be said"
@@ -316,16 +323,18 @@ class Report:
         elif seconds < max(_SHORT_SECONDS, _SHORT_INTERVALS * settings.flush.interval):
             yield f"  that is of {seconds:.3g} s only: --records takes more"
 
-    def _per_second(self, number: float) -> float | None:
-        seconds = self._found.seconds
-        return round(number / seconds, 4) if seconds else None
+    def _per_second(self, number: float, seconds: float | None = None) -> float | None:
+        """Give a rate, over the records' time or so many seconds; None if the records took no time to come."""
+        if not self._found.seconds:
+            return None
+        return round(number / (seconds or self._found.seconds), 4)
 
-    def _rate(self, number: float) -> str:
-        per_second = self._per_second(number)
+    def _rate(self, number: float, seconds: float | None = None) -> str:
+        per_second = self._per_second(number, seconds)
         return "" if per_second is None else f", {number_text(per_second)} a second"
 
     def _requests(self, played: Played) -> str:
-        per_second = self._per_second(played.requests)
+        per_second = self._per_second(played.requests, played.seconds)
         if per_second is not None:
             return f"{number_text(per_second)} a second"
         return number_text(played.requests) if played.requests >= 1 else "less than 1"
@@ -348,7 +357,7 @@ class Report:
             for name, number in changes.most_changed()[:_SHOWN_TRAITS]:
                 alone = changes.alone(name)
                 table.add_row(
-                    Text(self._clean(name), overflow="fold"),
+                    Text(self._clean_line(name), overflow="fold"),
                     percent_text(number, changes.following),
                     percent_text(alone, changes.compared),
                 )
@@ -394,7 +403,7 @@ class Report:
         words = (
             self._console.is_terminal
         )  # a terminal would break within them; a pipe gets a line a sentence
-        self._console.print(self._clean(text), markup=False, soft_wrap=not words)
+        self._console.print(self._clean_line(text), markup=False, soft_wrap=not words)
 
     def _write(self, text: str) -> None:
         typer.echo(self._clean(text), file=self._console.file)
@@ -402,6 +411,10 @@ class Report:
     def _clean(self, text: str) -> str:
         """Take secrets out, and write what a terminal would obey as JSON would."""
         return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", self._mask(text))
+
+    def _clean_line(self, text: str) -> str:
+        """Do that, and let no text begin a line of its own."""
+        return self._clean(text).replace("\n", "\\n")
 
 
 def _changes_json(changes: Changes) -> dict[str, Any]:

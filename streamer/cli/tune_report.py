@@ -66,6 +66,8 @@ class Setting:
             "calls_billed": played.billed,
             "batches_closed": dict(played.triggers),
             "waited_for_memory_seconds": round(played.spent_seconds, 3),
+            "behind_seconds": round(played.behind_seconds, 3),
+            "keeps_up": played.keeps_up,
         }
 
 
@@ -220,6 +222,7 @@ def _marks(result: Result) -> list[tuple[str, str, list[Setting]]]:
         ("•", "in force", [] if result.now is None else [result.now]),
         ("◆", "the knee", result.knees),
         ("★", "recommended", [] if result.recommended is None else [result.recommended]),
+        ("!", "can't keep up", [row for row in result.rows if not row.point.played.keeps_up]),
     ]
 
 
@@ -248,6 +251,15 @@ def _sentences(result: Result, aim: Aim) -> Iterator[str]:
         )
     elif not result.knees and len(result.rows) >= FEWEST_POINTS:
         yield "There is no knee: in this range, going on costs about as much as it gains."
+    late = [row for row in result.rows if not row.point.played.keeps_up]
+    if late:
+        most = max(late, key=lambda row: row.point.played.behind_seconds)
+        named = ", ".join(f"{key} {value}" for key, value in most.values.items())
+        yield (
+            f"{len(late)} of {len(result.rows)} settings can't keep up (!): with {named} streamer is"
+            f" {_seconds(most.point.played.behind_seconds)} s behind at the end, and lateness grows for as long as"
+            " records come like that."
+        )
     best = result.recommended
     if aim != Aim():
         wanted = [
@@ -354,14 +366,15 @@ def _terminal_plot(result: Result, console: Console) -> Text:
     colors = ("blue", "magenta", "yellow", "cyan", "red", "white")
     curves = _curves(result)
     for number, rows in enumerate(curves.values()):
-        drawn = [row for row in rows if row.point.played.requests and row.point.late > 0]
+        drawn = _drawable(rows)
         xs = [log10(row.point.late) for row in drawn]
         ys = [log10(row.point.played.requests_per_second) for row in drawn]
         if xs:
             figure.plot(xs, ys, lc=colors[number % len(colors)])
     for mark, _, marked in _marks(result):
-        xs = [log10(row.point.late) for row in marked]
-        ys = [log10(row.point.played.requests_per_second) for row in marked]
+        drawn = _drawable(marked)
+        xs = [log10(row.point.late) for row in drawn]
+        ys = [log10(row.point.played.requests_per_second) for row in drawn]
         if xs:
             figure.scatter(xs, ys, lc="green", marker=mark)
     picture = Text.from_ansi(figure.show())
@@ -369,6 +382,11 @@ def _terminal_plot(result: Result, console: Console) -> Text:
         for number, name in enumerate(curves):
             picture.append(f"\n  ⠤⠤ {name}", style=colors[number % len(colors)])
     return picture
+
+
+def _drawable(rows: list[Setting]) -> list[Setting]:
+    """Give those that have a place where both axes are logarithms."""
+    return [row for row in rows if row.point.played.requests and row.point.late > 0]
 
 
 def require_drawable(file: Path) -> None:
@@ -455,8 +473,9 @@ def draw(file: Path, result: Result, what: str) -> None:
             color="gray",
             ha=side,
         )
+    literally = what.replace("$", r"\$")  # it isn't a formula
     late.set(
-        title=f"What other flush intervals would do\n{what}\n", ylabel="seconds late", yscale="log"
+        title=f"What other flush intervals would do\n{literally}\n", ylabel="seconds late", yscale="log"
     )  # the last line is for what the intervals are
     requests.set(xlabel="flush.interval", ylabel="requests a second", xscale="log", yscale="log")
     late.legend()
