@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hmac
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import orjson
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
-from yarl import URL
 
 from streamer.errors import ConfigError, StartError
 
@@ -47,8 +47,13 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
+_FORWARDED = ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
 """Headers of a proxy: a request that has one comes from elsewhere, whoever connected."""
+
+_HOST = re.compile(
+    r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[\w.-]+))(?::\d+)?", re.ASCII | re.IGNORECASE
+)
+"""A Host as browsers write it; what a URL may have beside that (`evil.example@localhost`) isn't part of it."""
 
 _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -246,6 +251,8 @@ def _change(settings: Settings) -> _Handler:
             values = orjson.loads(await request.read())
         except orjson.JSONDecodeError as error:
             return _errors(400, f"no JSON: {error}")
+        except web.RequestPayloadError:
+            return _errors(400, "the body isn't in the Content-Encoding that the request says")
         if not isinstance(values, dict) or not values:
             return _errors(400, 'send a JSON object of settings, such as {"flush.interval": "5s"}')
         try:
@@ -352,16 +359,13 @@ def _not_from_here(request: web.Request) -> str:
         return "The request comes from another machine"
     if any(name in request.headers for name in _FORWARDED):
         return "The request was forwarded by a proxy"
-    try:
-        host = URL(f"http://{request.host}").host or ""
-    except ValueError:
-        host = ""
+    found = _HOST.fullmatch(request.host)
+    host = (found["address"] or found["name"]).lower() if found else ""
     if host != "localhost" and not _is_loopback(host):
         return "The request's Host is another name than localhost"
-    origin = request.headers.get("Origin")
-    if origin is not None and origin != f"http://{request.host}":
-        return "The request was made by another site's page"
-    if request.headers.get("Sec-Fetch-Site", "none") not in {"same-origin", "none"}:
+    origins = set(request.headers.getall("Origin", ()))
+    sites = set(request.headers.getall("Sec-Fetch-Site", ()))
+    if origins - {f"http://{request.host}"} or sites - {"same-origin", "none"}:
         return "The request was made by another site's page"
     return ""
 
