@@ -37,6 +37,7 @@ from streamer.core.model import (
 )
 from streamer.core.suppression import without_news
 from streamer.core.transform import PROFILES
+from streamer.core.validate import MAX_CALL_BYTES
 from streamer.errors import StartError
 
 if TYPE_CHECKING:
@@ -51,7 +52,13 @@ FORMAT = 1
 """The number of this form of a trace; another one can't be read."""
 
 MAX_BYTES = 100_000_000
-"""What a trace says of a size beyond that is a mistake; a played call takes as much memory."""
+"""What a trace says of a record's size beyond that is a mistake."""
+
+MAX_AT_MS = 253_402_300_799_999
+"""The last millisecond of the year 9999: what a producer gives for a time beyond that is none."""
+
+MAX_LINE_BYTES = 16_000_000
+"""No line is that long: what has longer ones is no trace."""
 
 _DIGEST_BYTES = 6
 """Two of a million different values have the same digest with a chance of one in 500."""
@@ -59,6 +66,7 @@ _QUOTES = 2
 _REASONS = frozenset(map(str, (*Reason, *FilterReason)))
 _PLAIN_NAME = re.compile(r"[A-Za-z_][\w.-]{0,63}", re.ASCII)
 _ID = "s1-" + "0" * 32
+_PROFILED, _MAINS = CALL_TYPES[:2], CALL_TYPES[2:]
 
 
 class Arrival(NamedTuple):
@@ -225,8 +233,14 @@ def trace_file(file: Path | None, *, force: bool) -> Iterator[BinaryIO | None]:
     Raises:
         StartError: the file can't be written, or is there and may not be replaced.
     """
-    if file is None or file == STANDARD_OUTPUT:
-        yield None if file is None else sys.stdout.buffer
+    if file is None:
+        yield None
+        return
+    if file == STANDARD_OUTPUT:
+        try:
+            yield sys.stdout.buffer
+        except OSError as error:
+            raise StartError(f"--record = '-': can't be written: {error.strerror}") from None
         return
     file = Path(os.path.realpath(file))  # a link goes on pointing at it
     _require_free(file, force=force)
@@ -264,11 +278,28 @@ def read_trace(file: Path) -> Trace:
     Raises:
         StartError: it can't be read, isn't a trace, or has no records; with the line at fault.
     """
+    name = shown(file)
     try:
-        with file.open("rb") as lines:
-            return parse_trace(lines, str(file))
+        with file.open("rb") as opened:
+            return parse_trace(_lines(opened, name), name)
     except OSError as error:
-        raise StartError(f"{file} can't be read: {error.strerror}") from error
+        raise StartError(f"{name} can't be read: {error.strerror}") from error
+
+
+def _lines(opened: BinaryIO, name: str) -> Iterator[bytes]:
+    """Give a file's lines, none of which takes more memory than a trace's may."""
+    number = 1
+    while line := opened.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise StartError(f"{name} is no trace: line {number} is longer than any of a trace")
+        yield line
+        number += 1
+
+
+def shown(file: Path) -> str:
+    """Give a file's name for a person; what a terminal would obey is written as Python would."""
+    name = str(file)
+    return name if name.isprintable() else repr(name)
 
 
 def parse_trace(lines: Iterable[bytes] | BinaryIO, name: str) -> Trace:
@@ -298,11 +329,11 @@ def _profile(first: bytes, name: str) -> str:
         ) from None
     if form != FORMAT:
         raise StartError(
-            f"{name} is a trace of form {form}, and this version reads form {FORMAT}: record it again"
+            f"{name} is a trace of form {form!r:.40}, and this version reads form {FORMAT}: record it again"
         )
     if profile not in PROFILES:
         raise StartError(
-            f"{name} was recorded with the profile {profile}, which isn't known: record it again"
+            f"{name} was recorded with the profile {profile!r:.40}, which isn't known: record it again"
         )
     return profile
 
@@ -319,8 +350,8 @@ def _arrivals(lines: Iterable[tuple[int, bytes]], tokens: _Tokens, name: str) ->
 
 
 def _arrival(line: dict[str, Any], tokens: _Tokens) -> Arrival:
-    at_ms, partition = int(line["at"]), (str(line["topic"]), int(line["partition"]))
-    size = _size(line["bytes"])
+    at_ms, partition = _time(line["at"]), (str(line["topic"]), int(line["partition"]))
+    size = _size(line["bytes"], MAX_BYTES)
     if "calls" not in line:
         return Arrival(at_ms, partition, size, "", None, _reason(line["reason"]))
     profiled = tuple(
@@ -340,39 +371,52 @@ def _reason(reason: str) -> str:
     return reason
 
 
-def _size(size: object) -> int:
-    if not isinstance(size, int) or not 0 <= size <= MAX_BYTES:
-        raise ValueError(f"{size!r:.40} is no number of bytes")
+def _time(at_ms: object) -> int:
+    if not isinstance(at_ms, int) or not 0 <= at_ms <= MAX_AT_MS:
+        raise ValueError(f"{at_ms!r:.40} is no time in milliseconds")
+    return at_ms
+
+
+def _size(size: object, most: int = MAX_CALL_BYTES) -> int:
+    if not isinstance(size, int) or not 0 <= size <= most:
+        raise ValueError(f"{size!r:.40} is no number of bytes, of {most:,} at most")
     return size
 
 
-def _kind(kind: str) -> str:
-    if kind not in CALL_TYPES:
-        raise ValueError(f"{kind!r:.40} is no type of call")
-    return kind
+def _kind(kind: object, of: tuple[str, ...]) -> str:
+    if kind not in of:
+        raise ValueError(f"{kind!r:.40} is no type of call here")
+    return str(kind)
+
+
+def _id(name: object) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"{name!r:.40} is no digest")  # noqa: TRY004 - as whatever else is wrong in a line
+    return name
 
 
 @lru_cache(maxsize=10_000)  # many are alike, and each takes as much memory as it was long
 def _main(kind: str, size: int, *, decides: bool) -> Main:
-    return Main(_kind(kind), b"x" * _size(size), bool(decides))
+    return Main(_kind(kind, _MAINS), b"x" * _size(size), bool(decides))
 
 
 def _contribution(said: dict[str, Any], tokens: _Tokens) -> Contribution:
     """Make an identify or group call as long as it was, and equal in what is compared to those it was equal to."""
-    kind, profile, group = _kind(said["type"]), said["profile"], said.get("group")
-    hash((profile, group))  # what is no text is said here, and not when it is played
+    kind, profile = _kind(said["type"], _PROFILED), _id(said["profile"])
+    group = _id(said["group"]) if kind == "group" else None
     if "fixed" in said:
         call = {"userId": profile, "groupId": group}
         return Fixed(call, kind, b"x" * _size(said["fixed"]))
     traits = {
         name: tokens.of(digest, _size(size)) for name, (size, digest) in said["traits"].items()
     }
+    user, anonymous = said["user"], said["anonymous"]
     # The time is no news to suppression: it takes up what a call is longer by.
     call = {"messageId": _ID, "timestamp": "", "rest": said["rest"]}
     made = Contribution(
         kind,
         profile if group is None else (profile, group),
-        (said["user"], said["anonymous"]),
+        (user and _id(user), anonymous and _id(anonymous)),
         call,
         traits,
         orjson.dumps(traits),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -32,11 +35,17 @@ from streamer.core.transform import PROFILES, Transform, keyed
 from streamer.demo.events import GROUPS, generate
 from streamer.errors import StartError
 from streamer.pipeline import make_digests, make_lane, make_transform
-from streamer.trace import Recorder, Trace, parse_trace, read_trace
+from streamer.trace import (
+    STANDARD_OUTPUT,
+    Recorder,
+    Trace,
+    parse_trace,
+    read_trace,
+    trace_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 KEY = "a-write-key-of-thirty-two-chars-0"
 PARTITION = ("events", 2)
@@ -382,6 +391,17 @@ def broken_call(**changes: Any) -> bytes:
         b"{}",
         broken()[:-20],
         broken(at="soon"),
+        broken(at="12"),
+        broken(at=-1),
+        broken(at=1e300),
+        broken(at=1_796_000_000_000_000_000),
+        broken(main=["page", 32_001]),
+        broken(main=["identify", 5]),
+        broken_call(type="page"),
+        broken_call(type="group"),
+        broken_call(profile=None),
+        broken_call(user={"a": 1}),
+        broken_call(bytes=32_001),
         broken(bytes=-1),
         broken(bytes=10**12),
         broken(bytes="5"),
@@ -416,7 +436,7 @@ def test_what_is_no_record_is_said_with_file_and_line(line: bytes, tmp_path: Pat
         (b"[1]", "is no trace"),
         (b'{"trace":1}', "is no trace"),
         (b'{"trace":2,"profile":"default"}', "of form 2, and this version reads form 1"),
-        (b'{"trace":1,"profile":"php"}', "with the profile php, which isn't known"),
+        (b'{"trace":1,"profile":"php"}', "with the profile 'php', which isn't known"),
         (b'{"trace":1,"profile":"default"}', "has no records"),
     ],
 )
@@ -426,6 +446,47 @@ def test_what_is_no_trace_is_said(first: bytes, says: str, tmp_path: Path) -> No
     with pytest.raises(StartError, match=re.escape(says)) as caught:
         read_trace(file)
     assert str(file) in str(caught.value)
+
+
+def test_nothing_of_a_hostile_trace_reaches_a_terminal_as_it_is(tmp_path: Path) -> None:
+    clear = "\x1b[2J"
+    heads = [{"trace": clear, "profile": "default"}, {"trace": 1, "profile": clear * 100}]
+    lines = [orjson.dumps(one) for one in heads]
+    lines += [
+        b"\n".join([Recorder().head("default"), line])
+        for line in (
+            broken(at=clear),
+            broken(reason=clear, calls=[{"type": clear}]),
+            broken(main=[clear, 1]),
+        )
+    ]
+    for number, text in enumerate(lines):
+        file = tmp_path / f"{clear}{number}"
+        file.write_bytes(text)
+        with pytest.raises(StartError) as caught:
+            read_trace(file)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 500
+
+
+def test_a_file_without_lines_isnt_read_to_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "trace.ndjson"
+    with file.open("wb") as opened:
+        opened.truncate(10**12)  # which takes no place on disk
+    with pytest.raises(StartError, match="line 1 is longer than any of a trace"):
+        read_trace(file)
+
+
+def test_a_full_disk_behind_standard_output_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write() -> None:
+        with trace_file(STANDARD_OUTPUT, force=False) as opened:
+            assert opened is not None
+            opened.write(b"a line")
+
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=full))
+        with pytest.raises(StartError, match="'-': can't be written: No space left on device"):
+            write()
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from streamer.cli.preview_report import (
     moment_text,
 )
 from streamer.cli.run import secrets_of
-from streamer.cli.terminal import duration_of
+from streamer.cli.terminal import duration_of, request_time_of
 from streamer.cli.transform import CHUNK_LINES, PLACEHOLDER_WRITE_KEY, Said, with_write_key
 from streamer.config import load_config, parse_duration
 from streamer.core.model import Filtered, Reject
@@ -48,7 +48,7 @@ from streamer.logs import configure, masker
 from streamer.pipeline import make_formatter, make_transform
 from streamer.plugins import load_plugins
 from streamer.simulation import play
-from streamer.trace import STANDARD_OUTPUT, Recorder, Trace, parse_trace, trace_file
+from streamer.trace import MAX_AT_MS, STANDARD_OUTPUT, Recorder, Trace, parse_trace, trace_file
 from streamer.window import Since, Start, Window, look
 
 if TYPE_CHECKING:
@@ -123,15 +123,15 @@ def preview(
     logging.getLogger("streamer.handlers").setLevel(logging.CRITICAL + 1)  # said with the records
     # What aiokafka logs while it tries is said in one sentence, here.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL + 1)
+    settings = load_config(config, altis=altis)
     asked = Asked(
         where=parse_start(start),
         number=records or (RECORDED if record else RECORDS),
         partition=partition,
         timeout_seconds=duration_of("--timeout", timeout),
-        request_seconds=duration_of("--request-time", request_time),
+        request_seconds=request_time_of(request_time, settings),
         show=show,
     )
-    settings = load_config(config, altis=altis)
     configure("error", secrets=secrets_of(settings))
     load_plugins(settings.plugins, settings.file)
     asyncio.run(_preview(settings, asked, record, force=force, as_json=as_json))
@@ -302,7 +302,7 @@ class _Finding:
                 self._shown.append(Shown(*place, record.offset, stamp, result.as_json()))
                 if len(self._shown) > self._asked.show:  # of the last records the last
                     self._shown.pop(0 if self._asked.where == "end" else -1)
-            if stamp >= 0:
+            if 0 <= stamp <= MAX_AT_MS:
                 size = len(record.value or b"")
                 self._lines.append(self._recorder.line(place, stamp, size, write_key, result))
                 self._times = (self._times[0] if self._times else stamp), stamp

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console, ConsoleDimensions
 
-from streamer.config import parse_duration
+from streamer.config import duration_text, parse_duration
 from streamer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from streamer.config import Config
 
 _PIPED_WIDTH = 120
 
@@ -35,6 +40,25 @@ def percent_text(part: float, whole: float) -> str:
         return "-"
     share = 100 * part / whole
     return "<1 %" if 0 < share < 1 else f"{share:.0f} %"
+
+
+def request_time_of(text: str, settings: Config) -> float:
+    """Read `--request-time`; see `duration_of`.
+
+    Args:
+        text: as it was given.
+        settings: those in force.
+
+    Raises:
+        ConfigError: no request may take so long.
+    """
+    seconds = duration_of("--request-time", text)
+    timeout = settings.segment.timeout
+    if seconds >= timeout:
+        raise ConfigError(
+            f'--request-time = "{text}": segment.timeout is {duration_text(timeout)}: each request would be given up'
+        )
+    return seconds
 
 
 def duration_of(option: str, text: str) -> float:

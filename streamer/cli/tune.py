@@ -15,15 +15,16 @@ from rich.console import Console
 from rich.progress import Progress
 
 from streamer.cli import AltisOption, ConfigOption
-from streamer.cli.terminal import duration_of, open_console
+from streamer.cli.terminal import duration_of, open_console, request_time_of
 from streamer.cli.tune_report import Result, Setting, draw, numbers, report, require_drawable
 from streamer.config import change_live, duration_text, load_config, parse_duration
 from streamer.demo.events import GROUPS, START_MS, everyday
 from streamer.errors import ConfigError, StartError
 from streamer.logs import configure
 from streamer.pipeline import make_transform
+from streamer.plugins import load_plugins
 from streamer.simulation import LATE_PERCENT, Aim, Point, knee, play, recommend
-from streamer.trace import Recorder, Trace, parse_trace, read_trace
+from streamer.trace import Recorder, Trace, parse_trace, read_trace, shown
 
 if TYPE_CHECKING:
     from streamer.config import Config
@@ -140,7 +141,7 @@ def tune(
     settings = load_config(config, altis=altis)
     if trace is None and not settings.groups:
         settings = load_config(config, {"groups": GROUPS}, altis=altis)
-    request_seconds = duration_of("--request-time", request_time)
+    request_seconds = request_time_of(request_time, settings)
     aim = Aim(
         **(
             {}
@@ -165,18 +166,21 @@ def tune(
             change_live(settings, {key: value}, _option_of(key))
     console, progress = open_console(), Console(stderr=True)
     if trace is None:
+        load_plugins(settings.plugins, settings.file)
         seconds = _length(rate, duration)
         with progress.status("making events up"):
             loaded, what = made_up(settings, rate, seconds, seed), _made_up_text(rate, seconds)
     else:
         _refuse_options_of_made_up_events(context)
         with progress.status("reading the trace"):
-            loaded, what = read_trace(trace), str(trace)
+            loaded, what = read_trace(trace), shown(trace)
     if not loaded.seconds:
         raise StartError(
             f"{what}: all records have one timestamp, so nothing can be said of intervals. Was it a backlog that"
             " was produced at once?"
         )
+    if all(one.made is None for one in loaded.arrivals):
+        raise StartError(f"{what}: no calls are made of any of these records")
     if lists["flush.interval"]:
         long = _too_long(lists["flush.interval"], loaded.seconds)
         note = f"That is too short to say much of {', '.join(long)}." if long else ""

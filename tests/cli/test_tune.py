@@ -225,6 +225,52 @@ def test_a_trace_without_time_says_nothing_of_intervals(tmp_path: Path) -> None:
     assert "all records have one timestamp" in problem(trace)
 
 
+def test_a_trace_without_calls_says_nothing(tmp_path: Path) -> None:
+    rejected = {"topic": "t", "partition": 0, "bytes": 5, "reason": "not_json"}
+    trace = trace_of(tmp_path / "trace.ndjson", *({"at": at, **rejected} for at in (0, 60_000)))
+    assert "no calls are made of any of these records" in problem(trace)
+
+
+def test_what_falls_behind_is_marked_and_said_and_not_recommended(tmp_path: Path) -> None:
+    trace = trace_of(tmp_path / "trace.ndjson", *(page(at) for at in range(0, 30_000, 10)))
+    settings = ("--interval", "1s,5s", "--max-calls", "20,2500", "--max-requests-per-second", "2")
+    text = printed(trace, *settings, "--max-requests", "3")
+    assert sum(line.startswith("!") for line in text.splitlines()) == 2
+    assert "2 of 4 settings can't keep up (!): with flush.interval 1s, flush.max_calls 20" in text
+    found = as_json(trace, *settings, "--max-requests", "3")
+    assert found["recommended"]["flush.max_calls"] == "2500"
+    behind = [row for row in found["settings"] if not row["keeps_up"]]
+    assert {row["settings"]["flush.max_calls"] for row in behind} == {"20"}
+    assert all(row["requests_per_second"] < 2.05 for row in behind)
+
+
+def test_site_code_has_its_say_in_what_made_up_events_make(tmp_path: Path) -> None:
+    (tmp_path / "its_site.py").write_text(
+        "from streamer import hooks\nhooks.register_callback('plan_name', lambda value: 'x' * 900)\n"
+    )
+    settings = tmp_path / "streamer.toml"
+    settings.write_text(
+        'plugins = ["its_site"]\n[transform.mapping.identify.traits]\nplan = "endpoint.Id|plan_name"\n'
+    )
+    done = run_streamer(
+        "tune --config streamer.toml --rate 10 --for 10s --interval 1s --json", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    plain = run_streamer("tune --rate 10 --for 10s --interval 1s --json", tmp_path)
+    sizes = [orjson.loads(one.stdout)["settings"][0]["bytes_per_second"] for one in (done, plain)]
+    assert sizes[0] > 1.2 * sizes[1]
+
+
+def test_a_files_name_is_only_a_name(tmp_path: Path) -> None:
+    name = "\x1b[2J[bold]$x^{$.ndjson"
+    trace = trace_of(tmp_path / name, page(0), page(20_000))
+    picture = tmp_path / "out.svg"
+    text = printed(trace, "--interval", "1s", "--plot", str(picture))
+    assert "\x1b" not in text
+    assert "[bold]$x^{$.ndjson" in text.replace("\n", "")
+    assert b"<svg" in picture.read_bytes()[:1000]
+
+
 def test_what_is_wrong_is_said_before_anything_is_played(tmp_path: Path) -> None:
     assert "missing.ndjson can't be read" in problem(str(tmp_path / "missing.ndjson"))
     assert problem("--interval", "1s,banana").startswith(
@@ -232,6 +278,7 @@ def test_what_is_wrong_is_said_before_anything_is_played(tmp_path: Path) -> None
     )
     assert problem("--max-calls", "0").startswith('--max-calls: flush.max_calls = "0": must')
     assert "--request-time" in problem("--request-time", "soon")
+    assert "each request would be given up" in problem("--request-time", "15s")
     assert "--max-lateness" in problem("--max-lateness", "2")
     assert "--for" in problem("--for", "ever")
 
