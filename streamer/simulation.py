@@ -399,11 +399,13 @@ def knee(points: Sequence[Point]) -> Point | None:
     """Find where going on costs more than it gains: the point farthest below the line from the first to the last.
 
     Args:
-        points: by rising interval; lateness and requests a second are seen relative to the range that they span.
+        points: by rising interval, of which those count that keep up; lateness and requests a second are seen relative
+            to the range that they span.
 
     Returns:
         The point; None if there is no such bend: where batches are full before they are old, intervals change nothing.
     """
+    points = [point for point in points if point.played.keeps_up]
     if len(points) < FEWEST_POINTS:
         return None
     first, last = points[0], points[-1]
@@ -476,15 +478,13 @@ def recommend(points: Sequence[Point], aim: Aim, at: Callable[[float], Point]) -
             best = point
         else:
             missed = tried
-    if longest:
-        return next((one for one in points if aim.met(one) and _as_cheap(one, best)), best)
-    return best
-
-
-def _as_cheap(one: Point, best: Point) -> bool:
-    """Whether a point has no more requests: where batches are full, longer intervals only wait in quieter hours."""
-    requests = one.played.requests_per_second
-    return requests <= (1 + _HARDLY) * best.played.requests_per_second
+    if not longest:
+        return best
+    # Where batches are full it costs nothing to wait for less long, and in quieter hours it is less late.
+    good = [point for point in (*points, best) if aim.met(point)]
+    fewest = min(point.played.requests_per_second for point in good)
+    cheapest = [one for one in good if one.played.requests_per_second <= (1 + _HARDLY) * fewest]
+    return min(cheapest, key=lambda point: point.interval_seconds)
 
 
 def _two_digits(seconds: float) -> float:

@@ -120,9 +120,6 @@ def preview(
     is what was asked for, and nothing is lost by it.
     """
     configure("error")
-    logging.getLogger("streamer.handlers").setLevel(logging.CRITICAL + 1)  # said with the records
-    # What aiokafka logs while it tries is said in one sentence, here.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL + 1)
     settings = load_config(config, altis=altis)
     asked = Asked(
         where=parse_start(start),
@@ -133,6 +130,9 @@ def preview(
         show=show,
     )
     configure("error", secrets=secrets_of(settings))
+    logging.getLogger("streamer.handlers").setLevel(logging.CRITICAL + 1)  # said with the records
+    # What aiokafka logs while it tries is said in one sentence, here.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL + 1)
     load_plugins(settings.plugins, settings.file)
     asyncio.run(_preview(settings, asked, record, force=force, as_json=as_json))
 

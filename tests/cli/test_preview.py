@@ -274,6 +274,45 @@ def test_a_kafka_that_cannot_be_reached_is_said_as_check_says_it(tmp_path: Path)
     assert refusal(config) == (
         f"Kafka at 127.0.0.1:{port}: connection refused: nothing listens there"
     )
+    # What aiokafka and handlers of hooks log is said there, and with the records.
+    for name in ("aiokafka.consumer.fetcher", "streamer.handlers"):
+        assert not logging.getLogger(name).isEnabledFor(logging.CRITICAL)
+
+
+def test_timestamps_that_are_no_time_are_counted_and_not_played(
+    kafka: Kafka, file: Callable[..., Path]
+) -> None:
+    """Such as microseconds where Kafka means thousandths; and a time between them that is only far away."""
+
+    async def main() -> str:
+        topic = await kafka.create_topic(partitions=1)
+        limits = {
+            f"message.timestamp.{side}.max.ms": str(2**63 - 1) for side in ("before", "after")
+        }
+        await kafka.configure_topic(topic, limits)
+        odd = [START_MS * 1000, 1, 32_503_680_000_001]
+        await kafka.produce(topic, [ToProduce(None, event(), at, partition=0) for at in odd])
+        return topic
+
+    config = file(asyncio.run(main()))
+    found = numbers(config)
+    assert found["without_timestamp"] == 1
+    assert found["records"] == 3
+    assert found["played"]["batches"]["closed"] == {"time": 1}
+    assert found["seconds"] == 32_503_680_000
+    assert "1 record without a Kafka timestamp that is one" in preview(config).stdout
+
+
+def test_what_a_visitor_sent_begins_no_line(kafka: Kafka, file: Callable[..., Path]) -> None:
+    forged = "a\n100 % of 9 say nothing new"
+    events = [
+        event(endpoint={"Id": "v", "User": {"UserAttributes": {forged: [str(number)]}}})
+        for number in range(9)
+    ]
+    topic = filled(kafka, *(ToProduce(None, value, START_MS, partition=0) for value in events))
+    text = preview(file(topic), "--show", "0").stdout
+    assert "a\\n100 % of 9 say" in text
+    assert not any(line.startswith("100 % of 9") for line in text.splitlines())
 
 
 def test_a_kafka_that_says_nothing_is_given_up(tmp_path: Path) -> None:
