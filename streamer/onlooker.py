@@ -66,6 +66,7 @@ async def onlooker(
         max_partition_fetch_bytes=_FETCH_BYTES,
         fetch_max_bytes=2 * _FETCH_BYTES,
     )
+    _ask_for_all(consumer)
     try:
         await consumer.start()
         yield consumer
@@ -75,6 +76,18 @@ async def onlooker(
         await asyncio.wait({closing}, timeout=_STOP_TIMEOUT)
         closing.cancel()
         await asyncio.gather(closing, return_exceptions=True)
+
+
+def _ask_for_all(consumer: AIOKafkaConsumer) -> None:
+    """Have it ask for all topics, and for none by its name, which would make one anew that is deleted meanwhile."""
+    client = consumer._client  # noqa: SLF001 - aiokafka has no setting for it
+    update = client._metadata_update  # noqa: SLF001
+
+    async def of_all(cluster: Any, _: object) -> bool:  # noqa: ANN401 - untyped
+        found: bool = await update(cluster, [])
+        return found
+
+    client._metadata_update = of_all  # noqa: SLF001
 
 
 async def read(

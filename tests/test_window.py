@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.metadata import MetadataRequest
 from confluent_kafka import Producer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,6 +68,25 @@ async def seen(
 def seconds(window: Window) -> list[tuple[int, float]]:
     """The partition of each record, and how many seconds after the start it is."""
     return [(one.partition, (one.timestamp - START_MS) / 1000) for one in window.records]
+
+
+def test_no_topic_is_asked_for_by_its_name(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That would make one anew that is deleted meanwhile, where brokers make what is asked for."""
+    asked: list[list[str] | None] = []
+
+    def noted(topics: list[str] | None = None) -> MetadataRequest:
+        asked.append(topics)
+        return MetadataRequest(topics)
+
+    async def main() -> None:
+        topic = await kafka.create_topic(partitions=2)
+        await kafka.produce(topic, [*at(0, 1, 2), *at(1, 1, 2)])
+        monkeypatch.setattr("aiokafka.client.MetadataRequest", noted)
+        assert len((await seen(kafka, topic, "end", 4)).records) == 4
+
+    asyncio.run(main())
+    assert asked
+    assert not any(asked)
 
 
 # --- the same time in all partitions --------------------------------------------------------------
