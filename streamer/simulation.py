@@ -66,8 +66,6 @@ class Played:
 
     Attributes:
         seconds: that time.
-        behind_seconds: how much of it is behind the last record.
-        keeps_up: whether that is little; else lateness grows for as long as records come like that.
         records: how many came.
         ages: how old each record was when Segment had accepted its page or track call, in seconds, ascending.
         requests: how many batches closed.
@@ -79,11 +77,11 @@ class Played:
         bodies: bytes of each of their bodies, before compression, ascending.
         peak_bytes: the most that was held of the memory budget.
         spent_seconds: how long reading waited for memory.
+        behind_seconds: how much of the time is behind the last record.
+        keeps_up: whether that is little; else lateness grows for as long as records come like that.
     """
 
     seconds: float
-    behind_seconds: float = 0.0
-    keeps_up: bool = True
     records: int = 0
     ages: array[float] = field(default_factory=lambda: array("d"))
     requests: float = 0.0
@@ -97,6 +95,8 @@ class Played:
     bodies: list[int] = field(default_factory=list)
     peak_bytes: int = 0
     spent_seconds: float = 0.0
+    behind_seconds: float = 0.0
+    keeps_up: bool = True
 
     def lateness(self, percent: float) -> float:
         """Give a percentile of the records' ages at their delivery, in seconds; NaN if none was delivered.

@@ -475,7 +475,9 @@ def draw(file: Path, result: Result, what: str) -> None:
         )
     literally = what.replace("$", r"\$")  # it isn't a formula
     late.set(
-        title=f"What other flush intervals would do\n{literally}\n", ylabel="seconds late", yscale="log"
+        title=f"What other flush intervals would do\n{literally}\n",
+        ylabel="seconds late",
+        yscale="log",
     )  # the last line is for what the intervals are
     requests.set(xlabel="flush.interval", ylabel="requests a second", xscale="log", yscale="log")
     late.legend()
