@@ -534,6 +534,34 @@ MUTANTS = (
     ),
     # A look at a stream.
     Mutant(
+        "the batch that is open at the end counts whole",
+        "simulation.py",
+        "self._played.requests += min(max(waited, filled), 1.0)",
+        "self._played.requests += 1",
+        "test_simulation.py::test_rates_dont_depend_on_where_the_trace_ends",
+    ),
+    Mutant(
+        "what is played changes the trace",
+        "trace.py",
+        "one if isinstance(one, Main | Fixed) else _fresh(one)",
+        "one",
+        "test_simulation.py::test_playing_changes_nothing_of_the_trace",
+    ),
+    Mutant(
+        "an interval is recommended that misses the aim",
+        "simulation.py",
+        "            missed = tried",
+        "            best = point",
+        "test_simulation.py::test_for_a_lateness_the_longest_interval_is_recommended",
+    ),
+    Mutant(
+        "Segment takes no time in a play",
+        "simulation.py",
+        "await asyncio.sleep(self._request_seconds)",
+        "await asyncio.sleep(0)",
+        "test_simulation.py::test_a_record_is_as_late_as_its_batch_waits_and_its_request_takes",
+    ),
+    Mutant(
         "a trait's name that may be a visitor's stands in a trace",
         "trace.py",
         "_PLAIN_NAME.fullmatch(name)",
