@@ -260,7 +260,7 @@ class Delivery:
 
     def notify(self) -> None:
         """Look at all lanes: something was added, or holds for all."""
-        self._unseen.update(dict.fromkeys(self._routes.values()))
+        self._mark_all()
         self._wake.set()
 
     async def run(self) -> None:
@@ -347,7 +347,7 @@ class Delivery:
         """
         spent, self._spent = self._spent, self._memory_spent()
         if spent != self._spent:
-            self._unseen.update(dict.fromkeys(self._routes.values()))
+            self._mark_all()
         while self._timers and self._timers[0][0] <= now:
             at, _, route = heappop(self._timers)
             if route.place == (None, at):
@@ -376,6 +376,10 @@ class Delivery:
         if self._timers:  # whoever was just started may have set the next one
             due = min(due, self._timers[0][0])
         return due  # or an attempt that ends wakes us
+
+    def _mark_all(self) -> None:
+        """Have all lanes looked at."""
+        self._unseen.update(dict.fromkeys(self._routes.values()))
 
     def _memory_spent(self) -> bool:
         return any(lane.share.spent for lane in islice(self._routes, 1))  # they share one budget
