@@ -5,7 +5,8 @@ Everything is measured in one run, since machines differ and drift:
 - the yardstick: `orjson.loads` of the same events, around each row;
 - the floor (`benchmarks/floor.py`): the least that a forwarder in Python could do;
 - streamer with aggregation and compression off: two calls an event, the work that other forwarders were measured at;
-- streamer with its defaults.
+- streamer with its defaults;
+- what its metrics cost of that, once more with the defaults (`benchmarks/metered.py`).
 
 CPU is that of the whole process as the operating system counts it, its start and its stop included. The receiver, the
 broker and this script are processes of their own and are charged to nobody.
@@ -55,6 +56,11 @@ YARDSTICK_EVENTS = 20_000
 FLOOR_AT_MOST = 4.2
 """Yardsticks; a floor above that says that the machine was too busy to measure anything."""
 TIMEOUT_SECONDS = 600.0
+SCRAPE_SECONDS = 1.0
+PROMETHEUS_ACCEPTS = (
+    "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3"
+)
+"""What Prometheus asks for. OpenMetrics costs the library twice as much as its older text."""
 ROWS: dict[str, dict[str, str]] = {
     "aggregation off": {
         "STREAMER_AGGREGATE__IDENTIFY": "false",
@@ -252,6 +258,37 @@ class Bench:
         """
         before = self.yardstick()
         group = fresh_name("bench")
+        command = [str(Path(sys.executable).with_name("streamer")), "run"]
+        with self._child(command, group, settings, url) as child:
+            await self._until_committed(child, group)
+            done = time.monotonic()
+            child.alive()
+            calls = await asyncio.to_thread(_delivered_calls, child, self._events)
+            child.stop()
+            return self._around(child.row(name, self._events, calls, done, before))
+
+    async def metrics(self, url: str) -> str:
+        """Measure what the metrics cost, scraped once a second as Prometheus does: a line of the report.
+
+        Args:
+            url: where streamer sends.
+        """
+        group = fresh_name("bench")
+        command = [sys.executable, str(HERE / "metered.py")]
+        with self._child(command, group, {}, url) as child:
+            scraping = asyncio.create_task(_scrape(child))
+            await self._until_committed(child, group)
+            scraping.cancel()
+            child.stop()
+            child.row("metrics", self._events, None, 0.0, 0.0)
+            found = re.search(r"^metrics: .+", child.said(), re.MULTILINE)
+        if found is None:
+            raise SystemExit("metered.py didn't say what metrics cost")
+        return found[0]
+
+    def _child(
+        self, command: list[str], group: str, settings: Mapping[str, str], url: str
+    ) -> Child:
         environment = {
             "STREAMER_KAFKA__BOOTSTRAP_SERVERS": self._kafka.bootstrap,
             "STREAMER_KAFKA__TOPICS": self._topic,
@@ -261,31 +298,41 @@ class Bench:
             "SEGMENT_API_WRITE_KEY": "benchmark",
             **settings,
         }
-        command = [str(Path(sys.executable).with_name("streamer")), "run"]
-        with Child(command, environment) as child:
-            deadline = child.started + TIMEOUT_SECONDS
-            while sum((await self._kafka.committed(group, self._topic)).values()) < self._events:
-                if not child.alive() or time.monotonic() > deadline:
-                    raise SystemExit(f"{name}: not everything was forwarded\n{child.said()}")
-                await asyncio.sleep(0.2)
-            done = time.monotonic()
-            child.alive()
-            calls = await asyncio.to_thread(_delivered_calls, child.said(), self._events)
-            child.stop()
-            return self._around(child.row(name, self._events, calls, done, before))
+        return Child(command, environment)
+
+    async def _until_committed(self, child: Child, group: str) -> None:
+        deadline = child.started + TIMEOUT_SECONDS
+        while sum((await self._kafka.committed(group, self._topic)).values()) < self._events:
+            if not child.alive() or time.monotonic() > deadline:
+                raise SystemExit(f"not everything was forwarded\n{child.said()}")
+            await asyncio.sleep(0.2)
 
     def _around(self, row: Row) -> Row:
         """Take the mean of the yardsticks before and after."""
         return replace(row, yardstick=(row.yardstick + self.yardstick()) / 2)
 
 
-def _delivered_calls(log: str, events: int) -> int:
-    """Ask streamer what it delivered, and hold it against what it should have."""
-    found = re.search(r"http://127\.0\.0\.1:\d+/metrics", log)
+def _metrics(child: Child, accept: str) -> str:
+    """Ask streamer for its metrics."""
+    found = re.search(r"http://127\.0\.0\.1:\d+/metrics", child.said())
     if found is None:
-        raise SystemExit(f"streamer didn't say where its metrics are:\n{log}")
-    with urllib.request.urlopen(found[0]) as response:  # noqa: S310 - its own address, on loopback
-        text = response.read().decode()
+        raise SystemExit(f"streamer didn't say where its metrics are:\n{child.said()}")
+    request = urllib.request.Request(found[0], headers={"Accept": accept})  # noqa: S310 - its own address, on loopback
+    with urllib.request.urlopen(request) as response:  # noqa: S310 - the same
+        return response.read().decode()
+
+
+async def _scrape(child: Child) -> None:
+    """Ask for the metrics each second, as Prometheus does, until cancelled."""
+    while True:
+        await asyncio.sleep(SCRAPE_SECONDS)
+        if "/metrics" in child.said():
+            await asyncio.to_thread(_metrics, child, PROMETHEUS_ACCEPTS)
+
+
+def _delivered_calls(child: Child, events: int) -> int:
+    """Ask streamer what it delivered, and hold it against what it should have."""
+    text = _metrics(child, "text/plain")
     samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
     delivered = sum(
         sample.value
@@ -304,12 +351,13 @@ def _delivered_calls(log: str, events: int) -> int:
     )
 
 
-def report(bench: Bench, rows: list[Row]) -> str:
+def report(bench: Bench, rows: list[Row], metrics: str) -> str:
     """Put the rows into a Markdown table, with what is needed to read it.
 
     Args:
         bench: what they were measured on.
         rows: the floor first.
+        metrics: what metrics cost.
     """
     floor = rows[0]
     what = (
@@ -339,7 +387,11 @@ def report(bench: Bench, rows: list[Row]) -> str:
             f" | {row.peak_bytes / 1e6:.0f} MB |"
         )
     yardsticks = ", ".join(f"{1e6 * row.yardstick:.2f}" for row in rows)
-    lines += ["", f"yardstick: orjson.loads of such an event, {yardsticks} µs around these rows"]
+    lines += [
+        "",
+        f"yardstick: orjson.loads of such an event, {yardsticks} µs around these rows",
+        metrics,
+    ]
     if floor.ratio > FLOOR_AT_MOST:
         lines.append(
             f"VOID: the floor took {floor.ratio:.2f} yardsticks, more than {FLOOR_AT_MOST}: the machine was busy, or"
@@ -373,7 +425,9 @@ async def main(events: int, names: list[str]) -> tuple[str, bool]:
         for name in names:
             print(name, file=sys.stderr)
             rows.append(await bench.streamer(name, ROWS[name], receiver.url))
-        return report(bench, rows), rows[0].ratio <= FLOOR_AT_MOST
+        print("metrics", file=sys.stderr)
+        metrics = await bench.metrics(receiver.url)
+        return report(bench, rows, metrics), rows[0].ratio <= FLOOR_AT_MOST
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ class Delivery:
 
     def notify(self) -> None:
         """Look at all lanes: something was added, or holds for all."""
-        self._unseen.update(dict.fromkeys(self._routes.values()))
+        self._mark_all()
         self._wake.set()
 
     async def run(self) -> None:
@@ -343,7 +343,7 @@ class Delivery:
         """
         spent, self._spent = self._spent, self._memory_spent()
         if spent != self._spent:
-            self._unseen.update(dict.fromkeys(self._routes.values()))
+            self._mark_all()
         self._unseen.update(dict.fromkeys(self._queues.due(now)))
         while self._unseen:
             self._look(self._unseen.popitem()[0], now)
@@ -367,6 +367,10 @@ class Delivery:
             due = self._doubt(now)
         timer = self._queues.head(None)  # whoever was just started may have set it
         return due if timer is None else min(due, timer.since)  # or an attempt that ends wakes us
+
+    def _mark_all(self) -> None:
+        """Have all lanes looked at."""
+        self._unseen.update(dict.fromkeys(self._routes.values()))
 
     def _memory_spent(self) -> bool:
         return any(lane.share.spent for lane in islice(self._routes, 1))  # they share one budget

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fake_segment import OK, FakeSegment, clock
 from kafka_broker.topics import Kafka, ToProduce
 from streamer.demo.events import generate
-from test_delivery import HOUR, OK, UNAUTHORIZED, UNAVAILABLE, FakeSegment, Rig, clock, names, tell
+from test_delivery import HOUR, UNAUTHORIZED, UNAVAILABLE, Rig, names, tell
 from whole_pipeline import Member, Stage
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import asyncio
 from prometheus_client import CollectorRegistry, Counter
 
 from streamer import virtual_time
-from streamer.console import INTERVAL, KEPT, Console, Sample
+from streamer.console import INTERVAL, KEPT, UNSEEN_INTERVAL, Console, Sample
 
 
 def test_samples_have_what_the_metrics_showed_share_their_names_and_the_last_are_kept() -> None:
@@ -18,11 +18,11 @@ def test_samples_have_what_the_metrics_showed_share_their_names_and_the_last_are
     async def main() -> list[Sample]:
         console = Console(registry)
         sampling = asyncio.create_task(console.run())
-        for second in range(KEPT + 10):
-            if second == KEPT:
+        for number in range(KEPT + 10):
+            if number == KEPT:
                 calls.labels("page", "delivered").inc(2)
             calls.labels("track", "delivered").inc()
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(UNSEEN_INTERVAL)
         sampling.cancel()
         return await console.since(0)
 
@@ -37,3 +37,21 @@ def test_samples_have_what_the_metrics_showed_share_their_names_and_the_last_are
     last = dict(zip(samples[-1].names, samples[-1].values, strict=True))
     assert last["streamer_calls_total{page,delivered}"] == 2.0
     assert not any("secret" in name for name in last)
+
+
+def test_who_looks_gets_a_sample_each_second_and_the_first_at_once() -> None:
+    async def main() -> None:
+        console = Console(CollectorRegistry())
+        sampling = asyncio.create_task(console.run())
+        clock = asyncio.get_running_loop().time
+        await asyncio.sleep(UNSEEN_INTERVAL * 1.5)
+        begin, seen = clock(), len(await console.since(0))
+        assert seen == 2
+        for number in range(seen, seen + 5):
+            (sample,) = await console.since(number)
+            assert (sample.number, clock()) == (number, begin + (number - seen) * INTERVAL)
+        await asyncio.sleep(UNSEEN_INTERVAL * 10.5)
+        sampling.cancel()
+        assert len(await console.since(0)) == seen + 5 + 10
+
+    virtual_time.run(main())

@@ -2,6 +2,7 @@
 // request. Everything that is shown is set as text, never as markup: dead letters speak of what visitors sent.
 
 const WINDOW = 10; // seconds over which rates and percentiles are taken
+const KEPT = 300; // seconds that are drawn
 const STAGES = ["kafka", "batch", "slot", "request", "backoff"];
 const CALL_TYPES = ["identify", "group", "page", "track"];
 const samples = [];
@@ -366,7 +367,7 @@ function take(event, data) {
   } else if (event === "sample") {
     const [at, ...values] = data;
     samples.push({ at, values: Object.fromEntries(take.names.map((name, n) => [name, values[n]])) });
-    while (samples.length > 300) samples.shift();
+    while (samples[0].at < at - KEPT) samples.shift();
   } else if (event === "state") {
     state = data;
   }

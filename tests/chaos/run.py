@@ -9,7 +9,6 @@ import signal
 import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import orjson
 from aiohttp import web
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined] # it exports them, but not by __all__
     AclBinding,
     AclBindingFilter,
@@ -70,24 +69,6 @@ _EXPECTED_ERRORS = {
 _LATE_ANSWER = "coro=<GroupCoordinator._do_commit_offsets()"
 
 
-class PatientKafka(Kafka):
-    """A cluster whose producer outlasts whatever is done to the broker: what it has taken must arrive."""
-
-    @cached_property
-    def _producer(self) -> Producer:
-        return Producer(
-            {
-                "bootstrap.servers": self.bootstrap,
-                "acks": "all",
-                "enable.idempotence": True,
-                "partitioner": "murmur2_random",
-                "delivery.timeout.ms": 120_000,
-                "reconnect.backoff.max.ms": 1000,
-                **QUIET,
-            }
-        )
-
-
 class Run:
     """One run of a plan.
 
@@ -107,7 +88,8 @@ class Run:
         self._rate = rate
         self._say = say
         self.logs = logs
-        self._kafka = PatientKafka(broker.bootstrap)
+        # Its producer outlasts whatever is done to the broker: what it has taken must arrive.
+        self._kafka = Kafka(broker.bootstrap, patience_seconds=120.0)
         self._stage = Stage(self._kafka, self._settings())
         self._judge = Judge()
         self._started = 0.0

@@ -110,11 +110,15 @@ class Kafka:
     Args:
         bootstrap: its address, `host:port`; several with commas between.
         replicas: how many nodes hold each record of a topic that is created.
+        patience_seconds: how long a record that is produced may wait for its acknowledgement.
     """
 
-    def __init__(self, bootstrap: str, *, replicas: int = 1) -> None:
+    def __init__(
+        self, bootstrap: str, *, replicas: int = 1, patience_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
         self.bootstrap = bootstrap
         self._replicas = replicas
+        self._patience_seconds = patience_seconds
         self._producing = threading.Lock()  # callbacks come to whichever thread polls the producer
 
     @cached_property
@@ -130,7 +134,8 @@ class Kafka:
                 "acks": "all",
                 "enable.idempotence": True,
                 "partitioner": "murmur2_random",  # what Java's producers and aiokafka do with a key
-                "delivery.timeout.ms": int(TIMEOUT_SECONDS * 1000),
+                "delivery.timeout.ms": int(self._patience_seconds * 1000),
+                "reconnect.backoff.max.ms": 1000,  # how late it finds a broker that is back: 10 s by default
                 "topic.metadata.propagation.max.ms": 5000,  # how long a topic may be unknown: 30 s by default
                 "message.max.bytes": 100_000_000,  # a record too large is for the broker to refuse
                 **QUIET,
