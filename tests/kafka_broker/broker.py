@@ -372,6 +372,7 @@ def _server_properties(port: int, controller_port: int) -> dict[str, str]:
         "share.coordinator.state.topic.replication.factor": "1",
         "share.coordinator.state.topic.min.isr": "1",
         "group.initial.rebalance.delay.ms": "0",
+        "log.retention.ms": "-1",  # made-up events may be older than the week after which they would go
         "log.cleaner.dedupe.buffer.size": "1048577",  # the default, 128 MB, is the whole heap
         # A broker is back 4 s after SIGKILL, instead of 12.
         "broker.session.timeout.ms": "2000",

@@ -37,7 +37,6 @@ Partition: TypeAlias = tuple[str, int]
 
 TIMEOUT_SECONDS = 60.0
 _TRY_SECONDS = 5.0
-_REMAKES = 10
 """How long one request to make a topic may take: a broker that was frozen loses some on the way to its controller."""
 _UNANSWERED = {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError.REQUEST_TIMED_OUT}
 _COORDINATOR = {
@@ -173,30 +172,6 @@ class Kafka:
         """
         done = self._admin.delete_topics([name], operation_timeout=TIMEOUT_SECONDS)
         await asyncio.to_thread(done[name].result, TIMEOUT_SECONDS)
-
-    async def remake_topic(self, name: str, *, partitions: int) -> None:
-        """Deletes a topic and creates it anew.
-
-        Whoever has produced into it may ask the broker for it in between, which then makes one by itself: that one is
-        deleted, too.
-
-        Args:
-            name: what it is called.
-            partitions: how many the new one has.
-
-        Raises:
-            KafkaException: the cluster refused.
-        """
-        for _ in range(_REMAKES):
-            await self.delete_topic(name)
-            try:
-                await self.create_topic(name, partitions=partitions)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise
-            else:
-                return
-        raise TimeoutError(f"topic {name} is made by others again and again")
 
     async def configure_topic(self, name: str, config: dict[str, str]) -> None:
         """Changes settings of a topic.

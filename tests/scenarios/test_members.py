@@ -48,7 +48,6 @@ def test_members_that_are_killed_one_after_another_lose_and_double_nothing(kafka
                     members.append(await stage.start())
             await stage.until_committed()
             await stage.assert_accounted_for(once=False)
-            assert stage.segment.stats.duplicates, "the deaths were survived by redelivery"
             await asyncio.gather(*(member.stop_in_time() for member in members))
 
     with noted(f"seed {seed}"):
