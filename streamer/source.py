@@ -779,6 +779,9 @@ class Source(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         try:
             if self._consumer is not None:
                 await self._end_generation(self._consumer)
+            else:  # it is being closed, which ends the generation: the next owner must not begin before that
+                async with self._ending:
+                    pass
         except Exception:
             log.exception("the end of a generation failed")
 
